@@ -1,11 +1,18 @@
 """nvcc compiles every CUDA kernel for all supported architectures, without a spilled register.
 
-With ``-s`` pytest shows the registers and the shared memory of each kernel that is compiled.
+With ``-s`` pytest shows the registers and the shared memory of each kernel that is compiled. The
+machine code for sm_90 keeps to budgets of instructions.
 """
 
 from __future__ import annotations
 
+import os
+import re
 import shutil
+import subprocess
+import sysconfig
+from collections import Counter
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -35,8 +42,74 @@ pytestmark = pytest.mark.skipif(shutil.which("nvcc") is None, reason="nvcc is no
     ],
 )
 def test_kernels_compile_without_spills(architectures: list[str]) -> None:
-    compiler = [*FLAGS, *architectures]
-    compiled("kernels.a", [(sorted(CSRC.glob("cuda/*.cu")), compiler)], ["nvcc", "-lib"])
+    library(architectures)
+
+
+def library(architectures: list[str]) -> Path:
+    """All kernels, compiled for some architectures."""
+    sources = sorted(CSRC.glob("cuda/*.cu"))
+    return compiled("kernels.a", [(sources, [*FLAGS, *architectures])], ["nvcc", "-lib"])
+
+
+#: Most instructions of the first layer's kernels, for three input channels.
+INSTRUCTIONS = {
+    "first_layer_forward_kernel<3>": 1250,
+    "first_layer_tangent_kernel<3>": 1300,
+    "first_layer_backward_kernel<3>": 3900,
+    "first_layer_backward_tangent_kernel<3>": 3700,
+}
+#: Kernels in half precision that still rearrange operands in registers, and their moves in a loop.
+MOVES = {r"fused_block_\w+_kernel<.*Tile<\d+, 128>, .*\)2>": 112}
+
+
+def machine_code(
+    archive: Path, architecture: str
+) -> Iterator[tuple[str, list[tuple[int, str, str]]]]:
+    """Yield name and instructions of each kernel: address, operation and operands."""
+    bins = [*Path(sysconfig.get_path("purelib")).glob("nvidia/cu*/bin")]
+    path = os.pathsep.join([*map(str, bins), os.environ["PATH"]])
+    if not all(shutil.which(tool, path=path) for tool in ("cuobjdump", "nvdisasm")):
+        pytest.skip("cuobjdump or nvdisasm is not installed")
+    command = ["cuobjdump", "-sass", "-arch", architecture, str(archive)]
+    found = subprocess.run(
+        command, env={**os.environ, "PATH": path}, capture_output=True, text=True, check=True
+    )
+    line = re.compile(r"/\*([0-9a-f]{4,5})\*/\s+(?:@!?U?P\w+\s+)?([A-Z0-9_.]+)([^;]*);")
+    texts = found.stdout.split("Function :")[1:]
+    mangled = "\n".join(text.split("\n", 1)[0].strip() for text in texts)
+    filtered = subprocess.run(
+        ["c++filt"], input=mangled, capture_output=True, text=True, check=True
+    ).stdout.splitlines()
+    for text, name in zip(texts, filtered, strict=True):
+        kernel = re.search(r"(\w+_kernel(<.*>)?)\(", name)
+        assert kernel is not None, name
+        yield kernel[1], [(int(at, 16), what, rest) for at, what, rest in line.findall(text)]
+
+
+def inner_loops(instructions: list[tuple[int, str, str]]) -> Iterator[Counter[str]]:
+    """Count the operations of each loop that has no loop inside."""
+    loops = []
+    for at, what, rest in instructions:
+        target = re.search(r"0x([0-9a-f]+)", rest)
+        if what == "BRA" and target and int(target[1], 16) < at:
+            loops.append((int(target[1], 16), at))
+    for first, last in loops:
+        if not any((first, last) != each and first <= each[0] <= each[1] <= last for each in loops):
+            inside = (what for at, what, _ in instructions if first <= at <= last)
+            yield Counter(what.partition(".")[0] for what in inside)
+
+
+def test_the_machine_code_keeps_to_its_budgets() -> None:
+    sizes, moving = {}, {}
+    for name, instructions in machine_code(library(ALWAYS), "sm_90"):
+        sizes[name] = len(instructions)
+        for loop in inner_loops(instructions):
+            most = max((n for known, n in MOVES.items() if re.fullmatch(known, name)), default=0)
+            if loop["HMMA"] and loop["MOV"] > max(loop["HMMA"], most):
+                moving[name] = loop["MOV"], loop["HMMA"]
+    assert len(sizes) > 100
+    assert moving == {}, "more moves of registers than products"
+    assert {name: sizes[name] for name, most in INSTRUCTIONS.items() if sizes[name] > most} == {}
 
 
 ARRAY = """\

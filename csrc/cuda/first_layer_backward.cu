@@ -1,10 +1,10 @@
 // The first layer, backward: computes y again from the images, then the gradients of weights, norm
 // parameters and, if wanted, images from the gradient of out (formulas: core/first_layer.h).
 //
-// Block tile and thread mapping: cuda/first_layer_tile.cuh. dy goes to shared memory for the two
-// products. Each block writes partial sums of the results that it shares with other blocks, and a
-// second launch adds them. Sums within a block are float32 in a fixed order. Sums over blocks are
-// float64. Deterministic. No argument may alias another.
+// Block tile and thread mapping: cuda/first_layer_tile.cuh. Each block writes partial sums of the
+// results that it shares with other blocks, and a second launch adds them. Sums within a block are
+// float32 in a fixed order. Sums over blocks are float64. Deterministic. No argument may alias
+// another.
 
 #include "cuda/first_layer_backward.cuh"
 #include "cuda/sum_shares.cuh"
@@ -36,81 +36,93 @@ using namespace first_layer;
 
 template <int channels>
 __global__ void __launch_bounds__(kThreads, 2) first_layer_backward_kernel(FirstLayerBackward p) {
-  constexpr int kTaps = 9 * channels;
   TM_DYNAMIC_SHARED(float, dynamic);
-  TM_SHARED(float, shared, PlaneSums<2 * kGroupPlanes>::kSize);
+  TM_SHARED(float4, shared, PlaneSums<4>::kSize / 4);
   const BackwardMemory<channels> memory(dynamic);
   const FirstLayerShape& shape = p.in.shape;
   const Part<false> part(shape);
-  const int64_t offset = part.trajectory * shape.parameter_stride;
+  const int64_t offset = blockIdx.z * shape.parameter_stride;
+  const int pitch = static_cast<int>(shape.channels);
+  const float* const grad_out = p.grad_out + part.pooled(shape);
+  load_grads(grad_out, pitch, memory.grads);
+  load_grads(grad_out + 8, pitch, memory.grads + kWindows * kThreads);
   load_image<channels>(shape, p.in.images + part.image * shape.image_size(), memory.image);
-  load_weights<kTaps>(part, p.in.weight + offset, nullptr, memory.weights);
-  clear_borders(memory.planes);
+  memory.taps.load(part, p.in.weight + offset, nullptr);
+  if (p.out.grad_images != nullptr) {
+    load_image_weights<channels>(part, p.in.weight + offset, nullptr, memory.image_weights);
+  }
   __syncthreads();
-  float y[kGroupPlanes][8];
-  convolve<channels>(part, memory.image, memory.weights, y);
+  float y[kTiles][4];
+  convolve<channels>(part, memory.taps, memory.image, y);
 
   // dz is 0 or a quarter of the gradient of its window. It is computed twice, because registers are
   // scarce.
-  const float* const grad_out = p.grad_out + part.pooled(shape);
-  const PlaneSums<2 * kGroupPlanes> sums(shared);  // sums of dz, then of dz xh
+  const PlaneSums<4> sums(reinterpret_cast<float*>(shared), part);  // of dz and dz xh, for each r
   TM_UNROLL
-  for (int n = 0; n < kGroupPlanes; ++n) {
-    const float mean = p.mean[part.statistic(shape) + n];
-    const float rstd = p.rstd[part.statistic(shape) + n];
-    const float weight = p.in.norm_weight[offset + part.channel + n];
-    const float bias = p.in.norm_bias[offset + part.channel + n];
-    const float grad[2] = {0.25f * grad_out[n], 0.25f * grad_out[shape.channels + n]};
+  for (int r = 0; r < 2; ++r) {
+    const int statistic = part.statistic(shape) + 8 * r;
+    const int64_t c = offset + part.first_channel + part.g + 8 * r;
+    const float mean = p.mean[statistic], rstd = p.rstd[statistic];
+    const float weight = p.in.norm_weight[c], bias = p.in.norm_bias[c];
     float sum = 0.0f, product = 0.0f;
     TM_UNROLL
-    for (int i = 0; i < 8; ++i) {
-      const float xh = y[n][i] = normalised(y[n][i], mean, rstd);
-      const float dz = weight * xh + bias <= 0.0f ? 0.0f : grad[i % 4 / 2];
-      sum += dz;
-      product += dz * xh;
+    for (int k = 0; k < kWindows; ++k) {
+      const float grad = memory.grads[(8 * r + k) * kThreads];
+      TM_UNROLL
+      for (int i = 0; i < 4; ++i) {
+        float& own = y[tile_of(k, i)][2 * r + i % 2];
+        own = normalised(own, mean, rstd);
+        const float dz = weight * own + bias <= 0.0f ? 0.0f : grad;
+        sum += dz;
+        product += dz * own;
+      }
     }
-    sums.add(n, sum);
-    sums.add(kGroupPlanes + n, product);
-  }
-  sums.finish();
-  TM_UNROLL
-  for (int n = 0; n < kGroupPlanes; ++n) {
-    const float rstd = p.rstd[part.statistic(shape) + n];
-    const float weight = p.in.norm_weight[offset + part.channel + n];
-    const float bias = p.in.norm_bias[offset + part.channel + n];
-    const float grad[2] = {0.25f * grad_out[n], 0.25f * grad_out[shape.channels + n]};
-    const float mean = weight * sums[n] * kInversePixels;                       // <dxh>
-    const float projection = weight * sums[kGroupPlanes + n] * kInversePixels;  // <dxh xh>
-    TM_UNROLL
-    for (int i = 0; i < 8; ++i) {
-      const float xh = y[n][i];
-      const float dz = weight * xh + bias <= 0.0f ? 0.0f : grad[i % 4 / 2];
-      y[n][i] = rstd * centred(weight * dz, mean, projection, xh);
-    }
-    store_plane(memory.planes + (part.group * kGroupPlanes + n) * kBordered, part.row, part.column,
-                y[n]);
-    if (threadIdx.x % kGroupThreads == 0) {
-      float* const affine = p.out.partial_affine + 2 * part.image * shape.channels + part.channel;
-      affine[n] = sums[kGroupPlanes + n];
-      affine[shape.channels + n] = sums[n];
-    }
+    sums.add(2 * r, sum);
+    sums.add(2 * r + 1, product);
   }
   __syncthreads();
+  TM_UNROLL
+  for (int r = 0; r < 2; ++r) {
+    const int64_t c = offset + part.first_channel + part.g + 8 * r;
+    const float rstd = p.rstd[part.statistic(shape) + 8 * r];
+    const float weight = p.in.norm_weight[c], bias = p.in.norm_bias[c];
+    const float sum = sums.get(2 * r), product = sums.get(2 * r + 1);
+    if (part.leads()) {
+      float* const affine = p.out.partial_affine + 2 * part.image * shape.channels +
+                            part.first_channel + part.g + 8 * r;
+      affine[0] = product;
+      affine[shape.channels] = sum;
+    }
+    const float mean = weight * sum * kInversePixels;            // <dxh>
+    const float projection = weight * product * kInversePixels;  // <dxh xh>
+    TM_UNROLL
+    for (int k = 0; k < kWindows; ++k) {
+      const float grad = memory.grads[(8 * r + k) * kThreads];
+      TM_UNROLL
+      for (int i = 0; i < 4; ++i) {
+        float& own = y[tile_of(k, i)][2 * r + i % 2];
+        const float dz = weight * own + bias <= 0.0f ? 0.0f : grad;
+        own = rstd * centred(weight * dz, mean, projection, own);
+      }
+    }
+  }
+  weight_gradient<channels>(part, memory, y,
+                            p.out.partial_weight + part.image * shape.channels * 9 * channels);
   if (p.out.grad_images != nullptr) {
     const int64_t images = shape.trajectories * shape.batch;
-    image_gradient<channels, false>(
-        shape, memory.planes, memory.weights,
+    __syncthreads();
+    image_gradient<channels>(
+        shape, part, memory, y,
         p.out.partial_images + (part.tile * images + part.image) * shape.image_size());
   }
-  weight_gradient<channels>(part, memory.planes, memory.image,
-                            p.out.partial_weight + part.image * shape.channels * kTaps);
 }
 
 }  // namespace
 
 // The two backward passes need the most shared memory, and both need the same amount.
 bool first_layer_fits_device(const FirstLayerShape& shape) {
-  return has_dynamic_shared(shape.in_channels == 1 ? BackwardMemory<1>::kBytes
+  return has_tensor_cores() &&
+         has_dynamic_shared(shape.in_channels == 1 ? BackwardMemory<1>::kBytes
                                                    : BackwardMemory<3>::kBytes);
 }
 

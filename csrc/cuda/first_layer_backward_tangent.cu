@@ -16,100 +16,100 @@ using namespace first_layer;
 template <int channels>
 __global__ void __launch_bounds__(kThreads, 2)
     first_layer_backward_tangent_kernel(FirstLayerBackwardTangent p) {
-  constexpr int kTaps = 9 * channels;
-  constexpr int kOwn = kGroupChannels<true>;
   TM_DYNAMIC_SHARED(float, dynamic);
-  TM_SHARED(float, shared, PlaneSums<4 * kOwn>::kSize);
+  TM_SHARED(float4, shared, PlaneSums<4>::kSize / 4);
   const BackwardMemory<channels> memory(dynamic);
   const FirstLayerShape& shape = p.in.shape;
   const FirstLayerTangents& tangents = p.tangents;
   const Part<true> part(shape);
-  const int64_t offset = part.trajectory * shape.parameter_stride;
+  const int64_t offset = blockIdx.z * shape.parameter_stride;
+  const int pitch = static_cast<int>(shape.channels);
+  const int64_t pooled = part.pooled(shape);
+  load_grads(p.grad_out + pooled, pitch, memory.grads);
+  load_grads(p.grad_out_tangent + pooled, pitch, memory.grads + kWindows * kThreads);
   load_image<channels>(shape, p.in.images + part.image * shape.image_size(), memory.image);
-  load_weights<kTaps>(part, p.in.weight + offset, tangents.weight_tangent + offset, memory.weights);
-  clear_borders(memory.planes);
-  __syncthreads();
-  float y[kGroupPlanes][8];  // y of the group's channels, then their y'
-  convolve<channels>(part, memory.image, memory.weights, y);
-
-  const float* const grad_out = p.grad_out + part.pooled(shape);
-  const float* const grad_out_tangent = p.grad_out_tangent + part.pooled(shape);
-  // Sums of dz, dz xh, dz' and dz' xh + dz xh'.
-  const PlaneSums<4 * kOwn> sums(shared);
-  TM_UNROLL
-  for (int n = 0; n < kOwn; ++n) {
-    const int64_t statistic = part.statistic(shape) + n, c = offset + part.channel + n;
-    const float mean = tangents.mean[statistic], rstd = tangents.rstd[statistic];
-    const float mean_tangent = p.mean_tangent[statistic], projection = p.projection[statistic];
-    const float weight = p.in.norm_weight[c], bias = p.in.norm_bias[c];
-    const float grad[2] = {0.25f * grad_out[n], 0.25f * grad_out[shape.channels + n]};
-    const float grad_tangent[2] = {0.25f * grad_out_tangent[n],
-                                   0.25f * grad_out_tangent[shape.channels + n]};
-    float own[4] = {0.0f, 0.0f, 0.0f, 0.0f};
-    TM_UNROLL
-    for (int i = 0; i < 8; ++i) {
-      const float xh = y[n][i] = normalised(y[n][i], mean, rstd);
-      const float xh_tangent = y[kOwn + n][i] =
-          normalised_tangent(y[kOwn + n][i], mean_tangent, rstd, projection, xh);
-      const bool idle = weight * xh + bias <= 0.0f;
-      const float dz = idle ? 0.0f : grad[i % 4 / 2];
-      const float dz_tangent = idle ? 0.0f : grad_tangent[i % 4 / 2];
-      own[0] += dz;
-      own[1] += dz * xh;
-      own[2] += dz_tangent;
-      own[3] += product_tangent(dz, dz_tangent, xh, xh_tangent);
-    }
-    TM_UNROLL
-    for (int k = 0; k < 4; ++k) sums.add(k * kOwn + n, own[k]);
+  memory.taps.load(part, p.in.weight + offset, tangents.weight_tangent + offset);
+  if (p.out.grad_images != nullptr) {
+    load_image_weights<channels>(part, p.in.weight + offset, tangents.weight_tangent + offset,
+                                 memory.image_weights);
   }
-  sums.finish();
-  TM_UNROLL
-  for (int n = 0; n < kOwn; ++n) {
-    const int64_t statistic = part.statistic(shape) + n, c = offset + part.channel + n;
+  __syncthreads();
+  float y[kTiles][4];  // y, y, y', y'
+  convolve<channels>(part, memory.taps, memory.image, y);
+
+  // Sums of dz, dz xh, dz' and dz' xh + dz xh'.
+  const PlaneSums<4> sums(reinterpret_cast<float*>(shared), part);
+  const int statistic = part.statistic(shape);
+  const int64_t c = offset + part.first_channel + part.g;
+  float own_sums[4] = {0.0f, 0.0f, 0.0f, 0.0f};
+  {
     const float rstd = tangents.rstd[statistic], projection = p.projection[statistic];
     const float weight = p.in.norm_weight[c], bias = p.in.norm_bias[c];
-    const float weight_tangent = tangents.norm_weight_tangent[c];
-    const float grad[2] = {0.25f * grad_out[n], 0.25f * grad_out[shape.channels + n]};
-    const float grad_tangent[2] = {0.25f * grad_out_tangent[n],
-                                   0.25f * grad_out_tangent[shape.channels + n]};
-    const float one = weight * sums[n] * kInversePixels;         // <dxh>
-    const float two = weight * sums[kOwn + n] * kInversePixels;  // <dxh xh>
-    const float one_tangent =
-        product_tangent(weight, weight_tangent, sums[n], sums[2 * kOwn + n]) * kInversePixels;
-    const float two_tangent =
-        product_tangent(weight, weight_tangent, sums[kOwn + n], sums[3 * kOwn + n]) *
-        kInversePixels;
+    const float mean = tangents.mean[statistic], mean_tangent = p.mean_tangent[statistic];
     TM_UNROLL
-    for (int i = 0; i < 8; ++i) {
-      const float xh = y[n][i], xh_tangent = y[kOwn + n][i];
-      const bool idle = weight * xh + bias <= 0.0f;
-      const float dz = idle ? 0.0f : grad[i % 4 / 2];
-      const float dz_tangent = idle ? 0.0f : grad_tangent[i % 4 / 2];
-      const float dy = rstd * centred(weight * dz, one, two, xh);
-      y[n][i] = dy;
-      const float dxh_tangent = product_tangent(weight, weight_tangent, dz, dz_tangent);
-      y[kOwn + n][i] =
-          rstd * centred_tangent(dxh_tangent, one_tangent, two, two_tangent, xh, xh_tangent) -
-          projection * dy;
-    }
-    float* const plane = memory.planes + (part.group * kGroupPlanes + n) * kBordered;
-    store_plane(plane, part.row, part.column, y[n]);
-    store_plane(plane + kOwn * kBordered, part.row, part.column, y[kOwn + n]);
-    if (threadIdx.x % kGroupThreads == 0) {
-      float* const affine = p.out.partial_affine + 2 * part.image * shape.channels + part.channel;
-      affine[n] = sums[3 * kOwn + n];
-      affine[shape.channels + n] = sums[2 * kOwn + n];
+    for (int k = 0; k < kWindows; ++k) {
+      const float grad = memory.grads[k * kThreads];
+      const float grad_tangent = memory.grads[(8 + k) * kThreads];
+      TM_UNROLL
+      for (int i = 0; i < 4; ++i) {
+        float* const own = y[tile_of(k, i)] + i % 2;
+        const float xh = own[0] = normalised(own[0], mean, rstd);
+        const float xh_tangent = own[2] =
+            normalised_tangent(own[2], mean_tangent, rstd, projection, xh);
+        const bool idle = weight * xh + bias <= 0.0f;
+        const float dz = idle ? 0.0f : grad, dz_tangent = idle ? 0.0f : grad_tangent;
+        own_sums[0] += dz;
+        own_sums[1] += dz * xh;
+        own_sums[2] += dz_tangent;
+        own_sums[3] += product_tangent(dz, dz_tangent, xh, xh_tangent);
+      }
     }
   }
+  TM_UNROLL
+  for (int n = 0; n < 4; ++n) sums.add(n, own_sums[n]);
   __syncthreads();
+  TM_UNROLL
+  for (int n = 0; n < 4; ++n) own_sums[n] = sums.get(n);
+  if (part.leads()) {
+    float* const affine =
+        p.out.partial_affine + 2 * part.image * shape.channels + part.first_channel + part.g;
+    affine[0] = own_sums[3];
+    affine[shape.channels] = own_sums[2];
+  }
+  const float rstd = tangents.rstd[statistic], projection = p.projection[statistic];
+  const float weight = p.in.norm_weight[c], bias = p.in.norm_bias[c];
+  const float weight_tangent = tangents.norm_weight_tangent[c];
+  const float one = weight * own_sums[0] * kInversePixels;  // <dxh>
+  const float two = weight * own_sums[1] * kInversePixels;  // <dxh xh>
+  const float one_tangent =
+      product_tangent(weight, weight_tangent, own_sums[0], own_sums[2]) * kInversePixels;
+  const float two_tangent =
+      product_tangent(weight, weight_tangent, own_sums[1], own_sums[3]) * kInversePixels;
+  TM_UNROLL
+  for (int k = 0; k < kWindows; ++k) {
+    const float grad = memory.grads[k * kThreads];
+    const float grad_tangent = memory.grads[(8 + k) * kThreads];
+    TM_UNROLL
+    for (int i = 0; i < 4; ++i) {
+      float* const own = y[tile_of(k, i)] + i % 2;
+      const float xh = own[0], xh_tangent = own[2];
+      const bool idle = weight * xh + bias <= 0.0f;
+      const float dz = idle ? 0.0f : grad, dz_tangent = idle ? 0.0f : grad_tangent;
+      const float dy = own[0] = rstd * centred(weight * dz, one, two, xh);
+      const float dxh_tangent = product_tangent(weight, weight_tangent, dz, dz_tangent);
+      own[2] = rstd * centred_tangent(dxh_tangent, one_tangent, two, two_tangent, xh, xh_tangent) -
+               projection * dy;
+    }
+  }
+  weight_gradient<channels>(part, memory, y,
+                            p.out.partial_weight + part.image * shape.channels * 9 * channels);
   if (p.out.grad_images != nullptr) {
     const int64_t images = shape.trajectories * shape.batch;
-    image_gradient<channels, true>(
-        shape, memory.planes, memory.weights,
+    __syncthreads();
+    image_gradient<channels>(
+        shape, part, memory, y,
         p.out.partial_images + (part.tile * images + part.image) * shape.image_size());
   }
-  weight_gradient<channels>(part, memory.planes, memory.image,
-                            p.out.partial_weight + part.image * shape.channels * kTaps);
 }
 
 }  // namespace

@@ -1,10 +1,15 @@
-// The tile that the passes of the first layer (core/first_layer.h) share: a block holds 16 whole
-// planes of 32 x 32 values in registers.
+// The tile that the passes of the first layer (core/first_layer.h) share, and its convolution on
+// tensor cores (cuda/tensor_core.cuh).
 //
-// A block has 256 threads in two groups of 128. A group holds 8 of the planes. A thread holds 8
-// pixels (2 rows of 4) of each plane of its group, that is, two whole pooling windows. The planes
-// are y of 16 channels. In kernels with tangents they are y and y' of 8 channels, and a group then
-// holds y of 4 channels, followed by y' of the same 4.
+// A block holds 16 whole planes of 32 x 32 values in registers: y of 16 channels or, in kernels
+// with tangents, y of 8 channels, followed by y' of the same 8. The 16 planes are the rows of a
+// product, 8 neighbouring pixels its columns, and the 9 I taps are summed over. Each of the 8 warps
+// has 4 rows of pixels, that is, 16 tiles of 8 pixels. Of each tile, lane (g, t) = (lane / 4,
+// lane % 4) holds pixels 2t and 2t + 1 of planes g and g + 8: y[tile][2 r + i] is pixel 2t + i of
+// plane g + 8r. A lane therefore holds whole pooling windows.
+//
+// Tensor cores multiply TF32 numbers. A float32 number is split into the sum of two of them, and
+// three products give the accuracy of float32, so that ReLU masks are those of float32.
 #pragma once
 
 #include <cstdint>
@@ -12,89 +17,152 @@
 
 #include "core/first_layer.h"
 #include "core/norm_act_pool.h"
-#include "cuda/reduce.cuh"
+#include "cuda/tensor_core.cuh"
 
 namespace trajmatch::cuda::first_layer {
 
 constexpr int kThreads = 256;
-constexpr int kGroupThreads = kThreads / 2;
-constexpr int kGroupWarps = kGroupThreads / kWarpSize;
+constexpr int kWarps = kThreads / kWarpSize;
 constexpr int kPlanes = FirstLayerShape::kPlanes;
-constexpr int kGroupPlanes = kPlanes / 2;
 constexpr int kSide = FirstLayerShape::kOutSize;
 constexpr int kPooled = FirstLayerShape::kPooledSize;
 constexpr float kInversePixels = 1.0f / (kSide * kSide);
-// A plane with a border of one pixel. The pitch is a multiple of 4, so that float4 reads at columns
-// that are multiples of 4 are aligned to 16 bytes.
-constexpr int kPitch = 36;
+constexpr int kRows = kSide / kWarps;      // rows of pixels of a warp
+constexpr int kRowTiles = kSide / 8;       // tiles in a row
+constexpr int kTiles = kRows * kRowTiles;  // tiles of a warp
+constexpr int kWindows = kTiles / 2;       // pooling windows of a lane in each of its planes
+// A channel of the image with a border of one pixel. Pitch and size let the lanes that read the
+// operands of a product hit different banks.
+constexpr int kPitch = 42;
 constexpr int kBorderedSide = kSide + 2;
-constexpr int kBordered = kBorderedSide * kPitch;
+constexpr int kBordered = kBorderedSide * kPitch + 12;
 
-template <bool tangent>
-constexpr int kGroupChannels = tangent ? kGroupPlanes / 2 : kGroupPlanes;
+static_assert(kPlanes == 16 && kRows == 4 && kRowTiles == 4);
 
-// The image and the channels of the block, and the thread's place among them.
+// Groups of 8 taps, the depth of one tensor core product, and of 16 taps, its height.
+template <int channels>
+constexpr int kTapGroups = (9 * channels + 7) / 8;
+template <int channels>
+constexpr int kTapRows = (9 * channels + 15) / 16;
+
+// The image and the channels of the block, and the lane's place among them.
 template <bool tangent>
 struct Part {
+  static constexpr int kChannels = tangent ? kPlanes / 2 : kPlanes;
+
   __device__ __forceinline__ explicit Part(const FirstLayerShape& shape)
-      : trajectory(blockIdx.z),
-        tile(static_cast<int>(blockIdx.x % static_cast<unsigned>(shape.tiles(tangent)))),
-        image(blockIdx.z * shape.batch + blockIdx.x / static_cast<unsigned>(shape.tiles(tangent))),
-        first_channel(tile * 2 * kGroupChannels<tangent>),
-        group(static_cast<int>(threadIdx.x) / kGroupThreads),
-        row(static_cast<int>(threadIdx.x) % kGroupThreads / 8 * 2),
-        column(static_cast<int>(threadIdx.x) % 8 * 4),
-        channel(first_channel + group * kGroupChannels<tangent>) {}
+      : tile(static_cast<int>(blockIdx.y)),
+        image(static_cast<int>(blockIdx.z * static_cast<unsigned>(shape.batch) + blockIdx.x)),
+        first_channel(tile * kChannels),
+        warp(static_cast<int>(threadIdx.x) / kWarpSize),
+        lane(static_cast<int>(threadIdx.x) % kWarpSize),
+        g(lane / 4),
+        t(lane % 4) {}
 
-  // Offset of the thread's first channel and first window in pooled activations [K, B, 16, 16, C].
+  // Offset of the lane's first window of channel g in pooled activations [K, B, 16, 16, C].
   __device__ __forceinline__ int64_t pooled(const FirstLayerShape& shape) const {
-    return image * shape.pooled_size() + (row / 2 * kPooled + column / 2) * shape.channels +
-           channel;
+    return image * shape.pooled_size() + (warp * kRows / 2 * kPooled + t) * shape.channels +
+           first_channel + g;
   }
-  __device__ __forceinline__ int64_t statistic(const FirstLayerShape& shape) const {
-    return image * shape.channels + channel;
+  // Offset of channel g in statistics [K, B, C].
+  __device__ __forceinline__ int statistic(const FirstLayerShape& shape) const {
+    return image * static_cast<int>(shape.channels) + first_channel + g;
   }
+  // True in one lane for each g.
+  __device__ __forceinline__ bool leads() const { return warp == 0 && t == 0; }
 
-  int64_t trajectory;
   int tile;
-  int64_t image;      // counted over all trajectories
+  int image;          // counted over all trajectories
   int first_channel;  // first channel of the block
-  int group, row, column;
-  int channel;  // first channel of the thread
+  int warp, lane, g, t;
 };
 
-// Loads the image with its border into shared memory, [I, 34, 36]. Output pixel (r, q) depends on
-// rows r to r + 2 and columns q to q + 2.
+// The tile with pixel i (0 to 3, row by row) of the lane's window k; the pixel is 2t + i % 2 of it.
+__device__ __forceinline__ constexpr int tile_of(int k, int i) {
+  return k / kRowTiles * 2 * kRowTiles + k % kRowTiles + i / 2 * kRowTiles;
+}
+
+// Offset of the lane's window k from its first one.
+__device__ __forceinline__ int window(int channels, int k) {
+  return (k / kRowTiles * kPooled + k % kRowTiles * 4) * channels;
+}
+
+// Splits a number into the sum of two TF32 numbers.
+__device__ __forceinline__ float2 split(float value) {
+  const float high = round_to_tf32(value);
+  return float2{high, round_to_tf32(value - high)};
+}
+
+// An operand of a product, split.
+template <int count>
+struct Split {
+  __device__ __forceinline__ void set(int i, float2 value) {
+    high[i] = value.x;
+    low[i] = value.y;
+  }
+  float high[count], low[count];
+};
+
+// D += A B. The product of the two low parts is below the rounding of float32.
+__device__ __forceinline__ void multiply(float (&d)[4], const Split<4>& a, const Split<2>& b) {
+  multiply_tf32(d, a.low, b.high);
+  multiply_tf32(d, a.high, b.low);
+  multiply_tf32(d, a.high, b.high);
+}
+
+// Floats in shared memory of an image with its border: the high parts, then the low ones.
+template <int channels>
+constexpr int kImage = 2 * channels * kBordered;
+
+// Loads the image with its border into shared memory. Output pixel (r, q) depends on rows r to r +
+// 2 and columns q to q + 2.
 template <int channels>
 __device__ __forceinline__ void load_image(const FirstLayerShape& shape, const float* image,
                                            float* to) {
+  constexpr int kRowsAtOnce = kThreads / kPitch;
   const int size = static_cast<int>(shape.in_size), padding = static_cast<int>(shape.padding);
-  for (int i = static_cast<int>(threadIdx.x); i < channels * kBordered; i += kThreads) {
-    const int row = i / kPitch % kBorderedSide - padding, column = i % kPitch - padding;
-    const bool inside = row >= 0 && row < size && column >= 0 && column < size;
-    to[i] = inside ? image[(row * size + column) * channels + i / kBordered] : 0.0f;
+  const int thread = static_cast<int>(threadIdx.x), column = thread % kPitch, x = column - padding;
+  if (thread >= kRowsAtOnce * kPitch) return;
+  for (int row = thread / kPitch; row < kBorderedSide; row += kRowsAtOnce) {
+    const int y = row - padding;
+    const bool inside = y >= 0 && y < size && x >= 0 && x < size;
+    const float* const from = image + (y * size + x) * channels;
+    TM_UNROLL
+    for (int c = 0; c < channels; ++c) {
+      const float2 value = split(inside ? from[c] : 0.0f);
+      float* const own = to + c * kBordered + row * kPitch + column;
+      own[0] = value.x;
+      own[channels * kBordered] = value.y;
+    }
   }
 }
 
-// Loads the weights of the block's planes into shared memory, [9 I, 16].
-template <int taps, bool tangent>
-__device__ __forceinline__ void load_weights(const Part<tangent>& part, const float* weight,
-                                             const float* weight_tangent, float* to) {
-  for (int i = static_cast<int>(threadIdx.x); i < taps * kPlanes; i += kThreads) {
-    const int tap = i / kPlanes, group = i % kPlanes / kGroupPlanes, plane = i % kGroupPlanes;
-    const int channel =
-        part.first_channel + group * kGroupChannels<tangent> + plane % kGroupChannels<tangent>;
-    const float* const from = plane < kGroupChannels<tangent> ? weight : weight_tangent;
-    to[i] = from[channel * taps + tap];
-  }
+// Offset in the bordered image of what a tap multiplies for output pixel 0; 0 for taps beyond the
+// last one, whose weights are 0.
+template <int channels>
+__device__ __forceinline__ int tap_offset(int tap) {
+  return tap < 9 * channels ? tap / 9 * kBordered + tap % 9 / 3 * kPitch + tap % 3 : 0;
 }
 
-// Reads six neighbours in a row of a bordered plane. The first column must be a multiple of four.
-__device__ __forceinline__ void load_row(const float* from, float (&row)[6]) {
-  const float4 four = *reinterpret_cast<const float4*>(from);
-  const float2 two = *reinterpret_cast<const float2*>(from + 4);
-  row[0] = four.x, row[1] = four.y, row[2] = four.z, row[3] = four.w;
-  row[4] = two.x, row[5] = two.y;
+// A weight of a plane: of y or, in kernels with tangents for planes from 8 on, of y'.
+template <int channels, bool tangent>
+__device__ __forceinline__ float2 weight_of(const Part<tangent>& part, int plane, int tap,
+                                            const float* weight, const float* weight_tangent) {
+  const int channel = part.first_channel + plane % Part<tangent>::kChannels;
+  const float* const from = plane < Part<tangent>::kChannels ? weight : weight_tangent;
+  return split(tap < 9 * channels ? from[channel * 9 * channels + tap] : 0.0f);
+}
+
+// Operands A of products in shared memory, [groups, lanes, 8]: the 16 x 8 numbers value(group, row,
+// column), split, where the lanes read them.
+template <class Value>
+__device__ __forceinline__ void load_operands(int groups, float* to, const Value& value) {
+  for (int n = static_cast<int>(threadIdx.x); n < groups * kWarpSize * 4; n += kThreads) {
+    const int i = n % 4, lane = n / 4 % kWarpSize;
+    const float2 both = value(n / 4 / kWarpSize, lane / 4 + i % 2 * 8, lane % 4 + i / 2 * 4);
+    to[n / 4 * 8 + i] = both.x;
+    to[n / 4 * 8 + 4 + i] = both.y;
+  }
 }
 
 __device__ __forceinline__ void load_four(const float* from, float* to) {
@@ -102,84 +170,103 @@ __device__ __forceinline__ void load_four(const float* from, float* to) {
   to[0] = four.x, to[1] = four.y, to[2] = four.z, to[3] = four.w;
 }
 
-__device__ __forceinline__ void store_four(float* to, const float* from) {
-  *reinterpret_cast<float4*>(to) = float4{from[0], from[1], from[2], from[3]};
+__device__ __forceinline__ Split<4> operand(const float* operands, int group, int lane) {
+  Split<4> result;
+  load_four(operands + (group * kWarpSize + lane) * 8, result.high);
+  load_four(operands + (group * kWarpSize + lane) * 8 + 4, result.low);
+  return result;
 }
 
-// The convolution: sets planes[n][i] to pixel i of the thread in plane n of its group.
-template <int channels, bool tangent>
-__device__ __forceinline__ void convolve(const Part<tangent>& part, const float* image,
-                                         const float* weights, float (&planes)[kGroupPlanes][8]) {
-  TM_UNROLL
-  for (int n = 0; n < kGroupPlanes; ++n) {
-    TM_UNROLL
-    for (int i = 0; i < 8; ++i) planes[n][i] = 0.0f;
+// The taps in shared memory: the weights as convolve() reads them, and the offset of each tap.
+template <int channels>
+struct Taps {
+  static constexpr int kWeights = kTapGroups<channels> * kWarpSize * 8;
+  static constexpr int kSize = kWeights + kTapRows<channels> * 16;  // floats
+
+  __device__ __forceinline__ explicit Taps(float* memory)
+      : weights(memory), offsets(reinterpret_cast<int*>(memory + kWeights)) {}
+
+  template <bool tangent>
+  __device__ __forceinline__ void load(const Part<tangent>& part, const float* weight,
+                                       const float* weight_tangent) const {
+    load_operands(kTapGroups<channels>, weights, [&](int group, int plane, int tap) {
+      return weight_of<channels>(part, plane, 8 * group + tap, weight, weight_tangent);
+    });
+    const int tap = static_cast<int>(threadIdx.x);
+    if (tap < kTapRows<channels> * 16) offsets[tap] = tap_offset<channels>(tap);
   }
-  TM_NO_UNROLL
-  for (int line = 0; line < 3 * channels; ++line) {  // `line`: an input channel and a row of taps
-    const float* const from =
-        image + line / 3 * kBordered + (part.row + line % 3) * kPitch + part.column;
-    float rows[2][6];
-    load_row(from, rows[0]);
-    load_row(from + kPitch, rows[1]);
+
+  float* weights;
+  int* offsets;
+};
+
+// The convolution of the block's image. Products that follow each other belong to other tiles, so
+// that none waits for the last one.
+template <int channels, bool tangent>
+__device__ __forceinline__ void convolve(const Part<tangent>& part, const Taps<channels>& taps,
+                                         const float* image, float (&y)[kTiles][4]) {
+  TM_UNROLL
+  for (int j = 0; j < kTiles; ++j) {
     TM_UNROLL
-    for (int kx = 0; kx < 3; ++kx) {
-      float w[kGroupPlanes];
-      const float* const tap = weights + (line * 3 + kx) * kPlanes + part.group * kGroupPlanes;
-      load_four(tap, w);
-      load_four(tap + 4, w + 4);
+    for (int i = 0; i < 4; ++i) y[j][i] = 0.0f;
+  }
+  const float* const pixels = image + part.warp * kRows * kPitch + part.g;
+  TM_NO_UNROLL
+  for (int s = 0; s < kTapGroups<channels>; ++s) {
+    const Split<4> own = operand(taps.weights, s, part.lane);
+    const int offsets[2] = {taps.offsets[8 * s + part.t], taps.offsets[8 * s + part.t + 4]};
+    TM_UNROLL
+    for (int j = 0; j < kTiles; ++j) {
+      const int at = j / kRowTiles * kPitch + j % kRowTiles * 8;
+      Split<2> x;
       TM_UNROLL
-      for (int n = 0; n < kGroupPlanes; ++n) {
-        TM_UNROLL
-        for (int i = 0; i < 8; ++i) planes[n][i] += w[n] * rows[i / 4][i % 4 + kx];
+      for (int h = 0; h < 2; ++h) {
+        x.high[h] = pixels[offsets[h] + at];
+        x.low[h] = pixels[offsets[h] + at + channels * kBordered];
       }
+      multiply(y[j], own, x);
     }
   }
 }
 
-// Sums over the threads of each group, `count` sums per group. They are kept in shared memory,
-// because registers are scarce. The object may be used again for another set of sums.
+// Sums over the pixels of planes: `count` sums for each g. Every lane adds its share of each,
+// the block meets at __syncthreads(), and every lane of that g gets the sum.
 template <int count>
 class PlaneSums {
  public:
-  static constexpr int kSize = (kThreads / kWarpSize + 2) * count;
+  static constexpr int kSize = count * 8 * kWarps;
 
-  __device__ __forceinline__ explicit PlaneSums(float* memory) : memory_(memory) {}
+  template <bool tangent>
+  __device__ __forceinline__ PlaneSums(float* memory, const Part<tangent>& part)
+      : sums_(memory + part.g * kWarps), warp_(part.warp), writes_(part.t == 0) {}
 
-  // Adds the thread's partial sum to sum n. All threads must call it.
-  __device__ __forceinline__ void add(int n, float value) const {
-    const float sum = warp_sum(value);
-    if (threadIdx.x % kWarpSize == 0) memory_[(2 + threadIdx.x / kWarpSize) * count + n] = sum;
+  __device__ __forceinline__ void add(int n, float share) const {
+    share += __shfl_xor_sync(kFullWarp, share, 1);
+    share += __shfl_xor_sync(kFullWarp, share, 2);
+    if (writes_) sums_[n * 8 * kWarps + warp_] = share;
   }
-  // Call after the last add(), from all threads of the block.
-  __device__ __forceinline__ void finish() const {
-    __syncthreads();
-    const int thread = static_cast<int>(threadIdx.x);
-    if (thread < 2 * count) {
-      const float* const shares =
-          memory_ + (2 + thread / count * kGroupWarps) * count + thread % count;
-      float sum = 0.0f;
-      for (int warp = 0; warp < kGroupWarps; ++warp) sum += shares[warp * count];
-      memory_[thread] = sum;
-    }
-    __syncthreads();
-  }
-  // Sum n for the thread's group.
-  __device__ __forceinline__ float operator[](int n) const {
-    return memory_[static_cast<int>(threadIdx.x) / kGroupThreads * count + n];
+  __device__ __forceinline__ float get(int n) const {
+    float shares[kWarps], sum = 0.0f;
+    TM_UNROLL
+    for (int i = 0; i < kWarps; i += 4) load_four(sums_ + n * 8 * kWarps + i, shares + i);
+    TM_UNROLL
+    for (int w = 0; w < kWarps; ++w) sum += shares[w];
+    return sum;
   }
 
  private:
-  float* memory_;  // [2, count] sums, then [8 warps, count] shares
+  float* sums_;  // [count, 8 values of g, warps], from the lane's g on
+  int warp_;
+  bool writes_;
 };
 
 // Calls body(channels, grid) for a launch of one block per image and tile, with the number of input
 // channels as a compile-time constant.
 template <class Body>
 void with_channels(const FirstLayerShape& shape, bool tangent, const Body& body) {
-  const int64_t blocks = shape.batch * shape.tiles(tangent);
-  if (blocks == 0 || shape.trajectories == 0) return;
-  const dim3 grid(grid_size(blocks), 1, grid_size(shape.trajectories));
+  if (shape.batch == 0 || shape.trajectories == 0) return;
+  const dim3 grid(grid_size(shape.batch), grid_size(shape.tiles(tangent)),
+                  grid_size(shape.trajectories));
   if (shape.in_channels == 1) {
     body(std::integral_constant<int, 1>(), grid);
   } else {
