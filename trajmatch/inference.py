@@ -82,8 +82,8 @@ def measured(
 ) -> float:
     """Return the :func:`accuracy`; for targets ``[N, D]``, floating point, the mean squared error.
 
-    The error is the mean over all elements, and outputs that are not finite count as 0. Arguments
-    and errors are as for :func:`accuracy`.
+    The squared error is averaged over all elements; outputs that are not finite count as 0.
+    ``answers`` are labels or targets. Other arguments and exceptions are as for :func:`accuracy`.
     """
     if not answers.is_floating_point():
         return accuracy(model, images, answers, normalise=normalise)

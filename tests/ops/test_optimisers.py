@@ -327,6 +327,23 @@ def test_settings_out_of_range(kind: Any, settings: dict[str, Any], match: str) 
         kind(**settings)
 
 
+@pytest.mark.parametrize(
+    ("kind", "settings"),
+    [
+        (ops.SGD, {"momentum": torch.tensor(0.9)}),
+        (ops.SGD, {"weight_decay": torch.tensor(0.1)}),
+        (ops.Adam, {"betas": (torch.tensor(0.9), 0.99)}),
+        (ops.Adam, {"eps": torch.tensor(1e-8)}),
+        (ops.Adam, {"weight_decay": "0.1"}),
+    ],
+)
+def test_settings_that_are_no_numbers(kind: Any, settings: dict[str, Any]) -> None:
+    with pytest.raises(
+        TypeError, match=f"{kind.__name__}: expected .*{next(iter(settings))} to be a number"
+    ):
+        kind(**settings)
+
+
 def test_numbers_for_the_operators() -> None:
     assert ops.SGD(0.9, True, 5e-4).numbers() == [0, 0.9, 1, 5e-4]
     assert ops.Adam((0.8, 0.99), 1e-6, 0.1, True).numbers() == [1, 0.8, 0.99, 1e-6, 0.1, 1]

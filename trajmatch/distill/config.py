@@ -121,8 +121,8 @@ class DistillSettings(NetworkSettings, TrainAndTestSettings, MatchTrajectorySett
     """Skip an update if the norm of the images' gradient exceeds this factor times the median of
     the last 100 norms. None: never skip, as in the papers' programs."""
     gradient: Literal["exact", "tesla"] = "exact"
-    """Derivative of L through the student's steps: exact, or TESLA's approximation, which ignores
-    how later steps depend on earlier ones."""
+    """Derivative of L through the student's steps: exact, or TESLA's approximation, which leaves
+    out the Hessians: how the gradient of a step depends on the parameters."""
     lr_img: NonNegative | None = None
     """Learning rate of the synthetic images (MTT: lr_img). Default: that of the
     parametrisation if its own default optimiser is used, otherwise 100 for SGD and 0.001 for

@@ -14,7 +14,8 @@ from trajmatch.inference import all_logits
 class FinalExperts:
     """Fully trained experts of a store, run in a copy of ``model`` on its device.
 
-    Raises UserError, naming the flag ``purpose``, if they are not trained to their last epoch.
+    Raises UserError if they are not trained to their last epoch. Its message begins with
+    ``purpose``, the flag that needs them.
     """
 
     def __init__(self, store: Store, model: nn.Module, purpose: str) -> None:

@@ -71,7 +71,7 @@ class Adam:
 
     Raises:
         ValueError: A value is out of its range.
-        TypeError: The weight decay is not a number.
+        TypeError: A value is not a number.
     """
 
     betas: tuple[float, float] = (0.9, 0.999)
@@ -85,6 +85,9 @@ class Adam:
 
     def __post_init__(self) -> None:
         expect = Expect("Adam")
+        for beta in self.betas:
+            _number(expect, "each of betas", beta)
+        _number(expect, "eps", self.eps)
         fits = len(self.betas) == 2 and all(0 <= beta < 1 for beta in self.betas)
         expect.that(fits, "betas", "be two numbers in [0, 1)", self.betas)
         fits = 0 < self.eps < math.inf
@@ -194,7 +197,12 @@ def check_lr(expect: Expect, lr: ArrayLike, theta: Tensor, steps: int, tensors: 
     return lr
 
 
-def _at_least_0(expect: Expect, argument: str, value: float) -> None:
+def _number(expect: Expect, argument: str, value: float) -> None:
+    # A tensor could require gradients, which the settings have not.
     if not isinstance(value, int | float):
         raise TypeError(expect.message(argument, "be a number", repr(value)))
+
+
+def _at_least_0(expect: Expect, argument: str, value: float) -> None:
+    _number(expect, argument, value)
     expect.that(0 <= value < math.inf, argument, "be at least 0", value)

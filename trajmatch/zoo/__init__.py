@@ -136,8 +136,8 @@ def _check(zca: ZCA | None, sketch: Tensor, what: str) -> None:
         difference = ((_sketch(zca) - sketch).abs().max() / sketch.abs().max()).item()
     if not difference <= _TOLERANCE:
         raise UserError(
-            f"{what} differs from the original by {difference:.2g}, but other versions of the "
-            f"numerical libraries explain at most {_TOLERANCE:g}"
+            f"{what} is not the one with which the set was distilled: the relative difference is "
+            f"{difference:.2g}, and rounding is accepted up to {_TOLERANCE:g}"
         )
 
 
