@@ -1,4 +1,4 @@
-"""One outer iteration: draw tasks, differentiate, and apply the update unless it is refused."""
+"""One outer iteration: draw tasks, differentiate, and update the parameters if that is sound."""
 
 from __future__ import annotations
 

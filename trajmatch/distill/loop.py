@@ -167,7 +167,7 @@ def _check_interruption(problem: Problem, ranks: Ranks) -> None:
 
 @contextmanager
 def _interruptible(problem: Problem, state: State, ranks: Ranks) -> Iterator[None]:
-    """Delay requests to stop until they are checked; save a checkpoint if Interrupted is raised."""
+    """Let requests to stop wait for ``interruption.check``; save a checkpoint if it raises one."""
     config = problem.config
     with interruption.time_limit(config.max_time), interruption.held():
         try:

@@ -1,4 +1,8 @@
-"""Matching loss: squared distance to the expert over the squared distance that it moved."""
+"""Matching loss of a student.
+
+It is the squared distance from the student to the expert, divided by the squared distance that the
+expert moved.
+"""
 
 from __future__ import annotations
 

@@ -37,11 +37,15 @@ _SPLITS = ((*TRAIN, "trainval", "train-standard"), TEST)
 
 @dataclass(frozen=True, kw_only=True)
 class TorchvisionOptions(ImageOptions, PartOptions):
-    """Options of a torchvision set; ``train`` and ``test`` are values of its argument ``split``.
+    """Options of a torchvision set.
+
+    The options ``train`` and ``test`` name its two parts. The torchvision class gets these names as
+    its argument ``split``.
 
     Attributes:
         download: True to download missing files.
-        split: Value of ``split`` for a class that also has an argument ``train`` (EMNIST).
+        split: For torchvision classes that have both arguments, ``train`` and ``split`` (EMNIST):
+            the value of ``split`` for both parts.
     """
 
     download: bool = False
