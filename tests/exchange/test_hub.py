@@ -268,8 +268,15 @@ def test_private_does_not_publish(hub: Hub, file: Path) -> None:
 
 def test_a_set_is_not_hidden_inside_a_store(hub: Hub, file: Path, store: Store) -> None:
     push(PushConfig(source=store.path, to="hf:me/s/x"))
-    with pytest.raises(UserError, match="hf:me/s/x is an expert store; choose a name beside it"):
+    with pytest.raises(
+        UserError, match="the repository has x, and an expert store and a distilled"
+    ):
         push(PushConfig(source=file, to="hf:me/s/x/d.safetensors"))
+    push(PushConfig(source=file, to="hf:me/s/y/d.safetensors"))
+    before = dict(hub.repositories["me/s"])
+    with pytest.raises(UserError, match=r"the repository has y/d\.safetensors, and an expert"):
+        push(PushConfig(source=store.path, to="hf:me/s/y"))
+    assert hub.repositories["me/s"] == before
 
 
 def test_a_full_disk_is_not_blamed_on_the_hub(

@@ -67,14 +67,19 @@ def push(config: PushConfig) -> str:
                 "it; give another repository, or make this one private on the hub"
             )
         there = _listed(api, repository, "main")
-        if lost := [each for each in _found(there)[0] if name.startswith(f"{each}/")]:
+        stores, sets = _found(there)
+        # A set inside the folder of a store could not be pulled.
+        around = [each for each in stores if name.startswith(f"{each}/")]
+        if lost := around or [each for each in sets if each.startswith(f"{name}/")]:
             raise UserError(
-                f"hf:{repository}/{lost[0]} is an expert store; choose a name beside it"
+                f"{config.to}: the repository has {lost[0]}, and an expert store and a distilled "
+                "set cannot share a folder; choose another name"
             )
-        # Experts of a larger store that had this name.
-        old = [each for each in there if each.startswith(f"{name}/") and each not in new]
+        # Files of a larger store that had this name.
+        own = re.compile(rf"{re.escape(name)}/(expert_\d+|preprocessing)\.safetensors")
+        old = [each for each in there if own.fullmatch(each) and each not in new]
         operations: list[Any] = [CommitOperationAdd(each, new[each]) for each in new]
-        operations += [CommitOperationDelete(each) for each in old if each.endswith(".safetensors")]
+        operations += map(CommitOperationDelete, old)
         message = f"Push {name}"
         api.create_commit(repository, operations, commit_message=message, repo_type=_KIND)
     return f"hf:{repository}/{name}"
