@@ -73,6 +73,8 @@ def main(argv: Sequence[str] | None = None) -> int:
 def add(file: str, name: str, data: str | None, **facts: str) -> None:
     """Evaluate a distilled set, and write its file and entry."""
     distilled = zoo.load(file)
+    if distilled.dataset_name not in LICENCES:
+        raise UserError(f"LICENCES has no terms of {distilled.dataset_name}; add them first")
     licence = LICENCES[distilled.dataset_name]
     path = zoo.FOLDER / f"{name}.safetensors"
     zoo.pack(path, distilled.with_score(score(file, data, seed=0)))
