@@ -11,12 +11,11 @@ from typing import Any
 import numpy as np
 import pytest
 from scipy.stats import spearmanr
+from tiny_sets import tiny_set
 
 from trajmatch import artifact
-from trajmatch.artifact import Artifact
 from trajmatch.data import load_dataset
 from trajmatch.evaluate import distilled
-from trajmatch.networks import ConvNet
 
 PATH = Path(__file__).parents[1] / "examples" / "nas.py"
 
@@ -40,23 +39,8 @@ def arguments(tmp_path: Path) -> list[str]:
     data = tmp_path / "tiny.npz"
     np.savez(data, x_train=images, y_train=labels, x_test=images, y_test=labels)
     dataset = load_dataset(f"npz:{data}")
-    distilled = Artifact(
-        images=dataset.normalise(dataset.train_images[:3]),
-        labels=dataset.train_labels[:3],
-        label_kind="index",
-        lr=0.05,
-        mean=dataset.mean,
-        std=dataset.std,
-        dsa="none",
-        network=ConvNet(1, 3, 8, width=4, depth=1).spec(),
-        class_names=dataset.class_names,
-        dataset_name=dataset.name,
-        dataset_fingerprint=dataset.fingerprint,
-        ipc=1,
-        recipe={},
-        seed=0,
-        versions={},
-    )
+    images = dataset.normalise(dataset.train_images[:3])
+    distilled = tiny_set(f"npz:{data}", images=images, labels=dataset.train_labels[:3], lr=0.05)
     artifact.save(tmp_path / "d.safetensors", distilled)
     text = (
         f"{tmp_path}/d.safetensors --out {tmp_path}/search --data npz:{data} --depths 1 2 --widths "

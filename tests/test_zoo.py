@@ -12,9 +12,10 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from tiny_sets import tiny_set
 
 import trajmatch
-from trajmatch import artifact, networks, zoo
+from trajmatch import artifact, zoo
 from trajmatch.artifact import Artifact
 from trajmatch.cli.main import main
 from trajmatch.data import load_dataset
@@ -84,25 +85,7 @@ def written(path: Path, seed: int) -> str:
 
 @pytest.fixture
 def whitened(data: str) -> Artifact:
-    dataset = load_dataset(data)
-    return Artifact(
-        images=torch.randn(CLASSES, 1, 8, 8),
-        labels=torch.arange(CLASSES),
-        label_kind="index",
-        lr=0.01,
-        mean=dataset.mean,
-        std=dataset.std,
-        zca=fit(dataset.train_images),
-        dsa="none",
-        network=networks.specify("convnet:width=4,depth=1", 1, CLASSES, 8),
-        class_names=dataset.class_names,
-        dataset_name=dataset.name,
-        dataset_fingerprint=dataset.fingerprint,
-        ipc=1,
-        recipe={},
-        seed=0,
-        versions={},
-    )
+    return tiny_set(data, zca=fit(load_dataset(data).train_images))
 
 
 @pytest.fixture

@@ -40,6 +40,9 @@ CHECKSUM = "checksum"
 #: The names of 20,000 classes take half of the limit.
 MOST_JSON = 2**21
 
+#: Prefix of the name of a set of the zoo, where a command expects a file.
+ZOO = "zoo:"
+
 _LEFTOVER = re.compile(r"\.trajmatch-[0-9a-f]{16}\.tmp")
 #: Age in seconds at which a temporary file counts as left over from a killed process.
 _LEFTOVER_AGE = 3600

@@ -7,8 +7,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from tiny_sets import tiny_set
 
-from trajmatch import artifact, networks
+from trajmatch import artifact
 from trajmatch.artifact import Artifact
 from trajmatch.data import load_dataset, zca
 from trajmatch.experts import ExpertConfig, Store, train_experts
@@ -48,22 +49,16 @@ def distilled(request: pytest.FixtureRequest, data: str) -> Artifact:
 
 def made(kind: str, data: str) -> Artifact:
     """Two images per class: hard labels (index), soft labels (logit), or whitened (zca)."""
-    dataset = load_dataset(data)
     index = torch.arange(CLASSES).repeat_interleave(2)
     soft = torch.randn(len(index), CLASSES).scatter_(1, index[:, None], 5.0)
-    return Artifact(
+    return tiny_set(
+        data,
         images=torch.randn(len(index), 1, 8, 8),
         labels=soft if kind == "logit" else index,
         label_kind="logit" if kind == "logit" else "index",
         lr=0.0123,  # which float32 does not have
-        mean=dataset.mean,
-        std=dataset.std,
-        zca=zca.fit(dataset.train_images) if kind == "zca" else None,
+        zca=zca.fit(load_dataset(data).train_images) if kind == "zca" else None,
         dsa="flip_crop",
-        network=networks.specify(NETWORK, 1, CLASSES, 8),
-        class_names=dataset.class_names,
-        dataset_name=dataset.name,
-        dataset_fingerprint=dataset.fingerprint,
         ipc=2,
         recipe={"lr_img": 100.0},
         seed=3,

@@ -63,7 +63,7 @@ def store(experts: Store, tmp_path: Path) -> Store:
 
 
 def left(folder: Path) -> list[str]:
-    """What a folder holds, hidden files included."""
+    """List the files of a folder, hidden ones too."""
     return sorted(os.listdir(folder))
 
 

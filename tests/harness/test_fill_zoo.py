@@ -9,11 +9,9 @@ from pathlib import Path
 import fill_zoo
 import numpy as np
 import pytest
-import torch
+from tiny_sets import tiny_set
 
-from trajmatch import artifact, networks, zoo
-from trajmatch.artifact import Artifact
-from trajmatch.data import load_dataset
+from trajmatch import artifact, zoo
 
 pytestmark = pytest.mark.harness
 
@@ -39,29 +37,8 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.setattr(fill_zoo, "NETWORKS", 2)
     monkeypatch.setitem(fill_zoo.LICENCES, "tiny", "no terms")
     monkeypatch.setenv("TRAJMATCH_DATA", str(tmp_path))
-    artifact.save(tmp_path / "d.safetensors", distilled(tmp_path))
+    artifact.save(tmp_path / "d.safetensors", tiny_set(f"npz:{tmp_path / 'tiny.npz'}"))
     return tmp_path
-
-
-def distilled(folder: Path) -> Artifact:
-    dataset = load_dataset(f"npz:{folder / 'tiny.npz'}")
-    return Artifact(
-        images=torch.randn(CLASSES, 1, 8, 8),
-        labels=torch.arange(CLASSES),
-        label_kind="index",
-        lr=0.01,
-        mean=dataset.mean,
-        std=dataset.std,
-        dsa="none",
-        network=networks.specify("convnet:width=4,depth=1", 1, CLASSES, 8),
-        class_names=dataset.class_names,
-        dataset_name=dataset.name,
-        dataset_fingerprint=dataset.fingerprint,
-        ipc=1,
-        recipe={},
-        seed=0,
-        versions={},
-    )
 
 
 def test_a_set_is_added_and_evaluated_again(

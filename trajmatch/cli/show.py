@@ -55,7 +55,7 @@ class ShowConfig(Settings):
     @property
     def picture(self) -> Path:
         """Path of the picture."""
-        here = Path(f"{self.file}".removeprefix("zoo:"))
+        here = Path(f"{self.file}".removeprefix(files.ZOO))
         return here.with_suffix(".png") if self.out is None else self.out
 
 

@@ -151,4 +151,4 @@ class EvalConfig(RunOptions, EvalSettings):
         """Folder for a record of each network; None if no records are kept."""
         if self.out is not None or not (self.resume or self.max_time):
             return self.out
-        return files.beside(f"{self.file}".removeprefix("zoo:"), ".eval")
+        return files.beside(f"{self.file}".removeprefix(files.ZOO), ".eval")

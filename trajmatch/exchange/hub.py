@@ -164,7 +164,8 @@ def _check_new(out: Path) -> None:
 
 def _listed(api: Any, repository: str, revision: str) -> list[str]:
     """Return the files of a repository whose names push() could have made."""
-    named = api.list_repo_files(repository, repo_type=_KIND, revision=revision)
+    with as_user_error("the server does not answer as the hub does: ", KeyError, TypeError):
+        named = api.list_repo_files(repository, repo_type=_KIND, revision=revision)
     return [each for each in named if re.fullmatch(_PATH, each)]
 
 
@@ -204,10 +205,9 @@ def _hub(address: str, quiet: bool, kept: str) -> Iterator[Any]:
     if quiet:
         package.disable_progress_bars()
     api = HfApi()
-    # The base classes of its error are those of the HTTP library, which depends on the release.
-    # Answers that are no answers of the hub cause the others.
-    kinds: Any = (OSError, ValueError, RuntimeError, KeyError, TypeError, AttributeError)
-    kinds += errors.HfHubHTTPError.__bases__
+    # HfHubHTTPError inherits from the error class of the HTTP library, which depends on the release
+    # of huggingface_hub.
+    kinds: Any = (OSError, ValueError, RuntimeError, *errors.HfHubHTTPError.__bases__)
     try:
         yield api
     except interruption.Interrupted as stop:
