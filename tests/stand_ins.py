@@ -3,21 +3,26 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import torch
 from bench.recorders import call_again
+from torch import Tensor
 
 from trajmatch.data.dsa import DSA
 from trajmatch.distill import DistillConfig
-from trajmatch.distill.objectives.match_trajectory import MatchTrajectory
+from trajmatch.distill.gradients import one_by_one
+from trajmatch.distill.objectives import Objective, OuterGradient, Plan, Results, read
+from trajmatch.distill.objectives.match_trajectory import Match, MatchTrajectory
 from trajmatch.distill.objectives.matching import MatchingLoss
 from trajmatch.distill.objectives.start import StartEpochWindow
 from trajmatch.distill.setup import Setup
+from trajmatch.images.parametrisation import Tensors
 from trajmatch.images.pixels import Pixels
+from trajmatch.ops.arguments import DsaReplay
 
 
 class Counting:
@@ -72,3 +77,39 @@ def objective_of(model: torch.nn.Module, loss: MatchingLoss, **settings: Any) ->
         device=next(model.parameters()).device,
     )
     return MatchTrajectory(setup=setup, window=StartEpochWindow(0, 1), loss=loss)
+
+
+def match_of(
+    start: Tensor,
+    expert: Mapping[int, Tensor],
+    batches: Sequence[Tensor],
+    augment: DsaReplay | None = None,
+    loss_scale: float = 1.0,
+    place: tuple[int, int] = (8, 8),
+) -> Match:
+    """A match of batches that a test draws, with images of height and width ``place``."""
+    sizes, rows = tuple(map(len, batches)), None
+    if augment is not None:
+        rows = torch.cat([augment.dsa_parameters(i, n, *place) for i, n in enumerate(sizes)])
+        rows = rows.to(start.device)
+    return Match(start, expert, sizes, torch.cat([*batches]), rows, loss_scale)
+
+
+def gradients_of(
+    objective: Objective, tasks: Sequence[Any], parameters: Tensors, plan: Plan | None = None
+) -> list[OuterGradient]:
+    """The gradients of tasks, one after another, on the host."""
+    return read(one_by_one(objective, tasks, parameters, plan or Plan()), parameters)
+
+
+def results_of(gradients: Sequence[OuterGradient]) -> list[Results]:
+    """What ``read`` makes these gradients of."""
+    return [
+        (
+            torch.tensor(each.loss, dtype=torch.float64),
+            torch.tensor(each.meaningful),
+            *each.gradients.values(),
+            *each.memory.values(),
+        )
+        for each in gradients
+    ]

@@ -73,7 +73,7 @@ class Replayed:
             return function(inputs)
         memory, outputs, replay = self._recordings[key]
         for own, value in zip(memory, inputs, strict=True):
-            own.copy_(value)
+            own.copy_(value, non_blocking=True)
         replay()
         # Copies: the next replay overwrites the buffers.
         return tuple(each.clone() for each in outputs)

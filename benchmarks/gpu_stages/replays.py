@@ -16,7 +16,7 @@ from gpu_stages.settings import Settings
 from trajmatch.data.dsa import DSA
 from trajmatch.distill import DistillConfig
 from trajmatch.distill.gradients import Graph
-from trajmatch.distill.objectives import Plan
+from trajmatch.distill.objectives import Plan, read
 from trajmatch.distill.objectives.match_trajectory import Match, MatchTrajectory
 from trajmatch.distill.objectives.matching import MatchingLoss
 from trajmatch.distill.objectives.start import StartEpochWindow
@@ -63,7 +63,8 @@ def replayed(
     window, loss = StartEpochWindow(0, 1), MatchingLoss()
     objective = MatchTrajectory(setup=setup, window=window, loss=loss)
     graph = Graph(objective, record)
-    match = Match(problem.start, {1: problem.target}, problem.batches.unbind(0))
+    sizes = (problem.batches.shape[1],) * len(problem.batches)
+    match = Match(problem.start, {1: problem.target}, sizes, problem.batches.reshape(-1))
     leaves = {
         "images": problem.images.detach().requires_grad_(),
         "step_size": problem.lr.detach().requires_grad_(),
@@ -77,7 +78,7 @@ def replayed(
                 each.gradients["images"],
                 torch.full_like(problem.lr, each.gradients["step_size"].item()),
             )
-            for each in graph([match] * count, leaves, plan or Plan())
+            for each in read(graph([match] * count, leaves, plan or Plan()), leaves)
         ]
 
     return outer_iteration

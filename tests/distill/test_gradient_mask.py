@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 import torch
-from stand_ins import Counting, Interrupter, objective_of
+from stand_ins import Counting, Interrupter, match_of, objective_of
 from torch import Tensor
 
 from trajmatch import networks
@@ -14,7 +14,6 @@ from trajmatch.distill.gradients import Graph
 from trajmatch.distill.iteration import outer_iteration
 from trajmatch.distill.objectives import Plan
 from trajmatch.distill.objectives.gradient_mask import GradientMask, activation_map
-from trajmatch.distill.objectives.match_trajectory import Match
 from trajmatch.distill.objectives.matching import MatchingLoss
 from trajmatch.distill.parameters import MASK
 from trajmatch.distill.problem import prepare
@@ -109,7 +108,7 @@ def test_it_multiplies_the_gradient_of_the_rendered_images() -> None:
     model = ConvNet(1, 3, image_size=8, width=4, depth=1).double()
     theta = networks.flat_parameters(model)
     expert = theta + 0.1 * torch.randn(len(theta), generator=draw, dtype=torch.float64)
-    match = Match(theta, {1: expert}, [torch.arange(6)] * 3)
+    match = match_of(theta, {1: expert}, [torch.arange(6)] * 3)
     mask = 1 + torch.rand(6, 1, 8, 8, generator=draw, dtype=torch.float64)
     small = torch.randn(6, 1, 4, 4, generator=draw, dtype=torch.float64)
     upsample, shape = find_parametrisation("upsample:factor=2"), torch.Size([1, 8, 8])

@@ -2,27 +2,28 @@
 
 import warnings
 from collections.abc import Mapping
+from dataclasses import replace
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
 from bench.recorders import call_again
-from stand_ins import Counting, objective_of
+from stand_ins import Counting, gradients_of, match_of, objective_of
 from torch import Tensor
 
 from trajmatch import networks, ops
 from trajmatch.data.dsa import DSA
 from trajmatch.distill import distill, loop
-from trajmatch.distill.gradients import Graph, gradients_for, one_by_one
-from trajmatch.distill.objectives import OuterGradient, Plan
+from trajmatch.distill.gradients import Graph, gradients_for
+from trajmatch.distill.objectives import OuterGradient, Plan, read
 from trajmatch.distill.objectives.match_trajectory import Match, MatchTrajectory
 from trajmatch.distill.objectives.matching import MatchingLoss
 from trajmatch.distill.objectives.of_students import student_batches
 from trajmatch.distill.terms import find_term
 from trajmatch.errors import UserError
 from trajmatch.random import generator
-from trajmatch.recording import cuda_graph
+from trajmatch.recording import Record, cuda_graph
 
 LOSS = MatchingLoss((find_term("final"), find_term("intermediate")), epochs=2)
 
@@ -60,16 +61,33 @@ def drawn(
         )
         batches = [batch.to(device) for batch in student_batches(count, 3, steps, draw)]
         augment = DSA().replay(10 * number + index) if augmented else None
-        tasks.append(Match(theta, {1: middle, 2: target}, batches, augment, 0.8 + 0.1 * number))
+        expert, kappa = {1: middle, 2: target}, 0.8 + 0.1 * number
+        tasks.append(match_of(theta, expert, batches, augment, kappa))
     parameters = {"images": images, "step_size": torch.tensor(0.02 + 0.01 * number).double()}
     leaves = {name: each.to(device).requires_grad_() for name, each in parameters.items()}
     return tasks, {**leaves, "labels": labels.to(device).requires_grad_(soft)}, Plan()
 
 
+class Reading:
+    """A graph whose results are read at once."""
+
+    def __init__(self, objective: MatchTrajectory, record: Record) -> None:
+        self._graph = Graph(objective, record)
+
+    @property
+    def recorded(self) -> bool:
+        return self._graph.recorded
+
+    def __call__(
+        self, tasks: list[Match], parameters: Mapping[str, Tensor], plan: Plan
+    ) -> list[OuterGradient]:
+        return read(self._graph(tasks, parameters, plan), parameters)
+
+
 def plainly(
     tasks: list[Match], parameters: Mapping[str, Tensor], plan: Plan
 ) -> list[OuterGradient]:
-    return one_by_one(OBJECTIVE, tasks, parameters, plan)
+    return gradients_of(OBJECTIVE, tasks, parameters, plan)
 
 
 def assert_equal(ones: list[OuterGradient], others: list[OuterGradient]) -> None:
@@ -86,7 +104,7 @@ def assert_equal(ones: list[OuterGradient], others: list[OuterGradient]) -> None
 @pytest.mark.parametrize("augmented", [False, True])
 def test_replays_give_what_one_after_another_gives(together, soft, augmented) -> None:
     record = Counting()
-    graph = Graph(OBJECTIVE, record)
+    graph = Reading(OBJECTIVE, record)
     for number in range(5):
         arguments = drawn(number, together=together, soft=soft, augmented=augmented)
         assert_equal(graph(*arguments), plainly(*arguments))
@@ -95,28 +113,27 @@ def test_replays_give_what_one_after_another_gives(together, soft, augmented) ->
 
 
 def test_a_result_outlives_the_next_replay() -> None:
-    graph = Graph(OBJECTIVE, call_again)
+    graph = Reading(OBJECTIVE, call_again)
     results = [graph(*drawn(number, together=2)) for number in range(4)]
     for number, result in enumerate(results):
         assert_equal(result, plainly(*drawn(number, together=2)))
 
 
 def test_the_inputs_are_not_kept() -> None:
-    graph = Graph(OBJECTIVE, call_again)
+    graph = Reading(OBJECTIVE, call_again)
     for number in range(2):
         graph(*drawn(number))
     (match,), parameters, plan = drawn(2)
     graph([match], parameters, plan)
     for tensor in (match.start, *match.expert.values(), parameters["images"].detach()):
         tensor.fill_(float("nan"))
-    for batch in match.batches:
-        batch.fill_(10**9)
+    match.indices.fill_(10**9)
     assert_equal(graph(*drawn(3)), plainly(*drawn(3)))
 
 
 def test_other_shapes_are_recorded_when_they_come_again() -> None:
     record = Counting()
-    graph = Graph(OBJECTIVE, record)
+    graph = Reading(OBJECTIVE, record)
     shapes: list[dict[str, int]] = [{}, {}, {"count": 5}, {"count": 5}, {"steps": 2}, {}, {}]
     for number, shape in enumerate(shapes):
         arguments = drawn(number, **shape)
@@ -125,11 +142,11 @@ def test_other_shapes_are_recorded_when_they_come_again() -> None:
 
 
 def test_an_expert_that_stands_still_is_seen() -> None:
-    graph = Graph(OBJECTIVE, call_again)
+    graph = Reading(OBJECTIVE, call_again)
     for number in range(3):
         tasks, *rest = drawn(number, together=2)
         assert all(each.meaningful for each in graph(tasks, *rest))
-    tasks[1] = Match(tasks[1].start, {**tasks[1].expert, 2: tasks[1].start}, tasks[1].batches)
+    tasks[1] = replace(tasks[1], expert={**tasks[1].expert, 2: tasks[1].start})
     assert [each.meaningful for each in graph(tasks, *rest)] == [True, False]
 
 
@@ -138,7 +155,7 @@ def test_what_cannot_be_recorded_runs_without_and_says_so(kind: type[Exception])
     def refuse(function):
         raise kind("operation not permitted")
 
-    graph = Graph(OBJECTIVE, refuse)
+    graph = Reading(OBJECTIVE, refuse)
     graph(*drawn(0))
     with pytest.warns(RuntimeWarning, match=r"not permitted.*--no-graph"):
         result = graph(*drawn(1))
@@ -155,7 +172,7 @@ def test_a_leaner_plan_is_recorded_after_memory_ran_out() -> None:
             raise RuntimeError("CUDA out of memory")
         return call_again(function)
 
-    graph, short, leaner = Graph(OBJECTIVE, record), [True], Plan(micro_batch=2)
+    graph, short, leaner = Reading(OBJECTIVE, record), [True], Plan(micro_batch=2)
     graph(*drawn(0))
     with pytest.warns(RuntimeWarning, match="out of memory"):
         graph(*drawn(1))
@@ -172,7 +189,7 @@ def test_a_graph_that_does_nothing_is_not_used() -> None:
     def empty(function):
         return function(), lambda: None
 
-    graph = Graph(OBJECTIVE, empty)
+    graph = Reading(OBJECTIVE, empty)
     graph(*drawn(0))
     told = "the first replay differs from a normal call by nan .*--no-graph"
     with pytest.warns(RuntimeWarning, match=told):
@@ -220,11 +237,11 @@ def test_a_network_that_the_engine_does_not_know_has_no_graph() -> None:
 @pytest.mark.parametrize("augmented", [False, True])
 def test_a_cuda_graph_gives_what_the_functions_give(together, augmented) -> None:
     objective = objective_on("cuda")
-    graph = Graph(objective, cuda_graph)
+    graph = Reading(objective, cuda_graph)
     choices = {"together": together, "augmented": augmented, "device": "cuda"}
     for number in range(5):
         results = graph(*drawn(number, objective=objective, **choices))
-        wanted = one_by_one(objective, *drawn(number, objective=objective, **choices))
+        wanted = gradients_of(objective, *drawn(number, objective=objective, **choices))
         for result, exact in zip(results, wanted, strict=True):
             assert result.loss == pytest.approx(exact.loss, rel=1e-5)
             for name, gradient in result.gradients.items():

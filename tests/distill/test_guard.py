@@ -6,13 +6,13 @@ from functools import partial
 
 import pytest
 import torch
+from stand_ins import gradients_of, results_of
 from torch import Tensor
 
 from trajmatch.distill import checkpoint, distill, guard, loop
-from trajmatch.distill.gradients import one_by_one
 from trajmatch.distill.guard import FEWEST, MAX_REFUSALS, check_refusals, find_fault, find_spike
 from trajmatch.distill.iteration import outer_iteration
-from trajmatch.distill.objectives import OuterGradient, Plan
+from trajmatch.distill.objectives import OuterGradient, Results
 from trajmatch.distill.parameters import SGD, OuterParameter
 from trajmatch.distill.problem import prepare
 from trajmatch.distill.state import State
@@ -161,10 +161,10 @@ def test_the_run_ends_at_the_limit_and_not_before(state) -> None:
 Change = Callable[[int, OuterGradient], OuterGradient]
 
 
-def changing(change: Change, objective, tasks, leaves, plan=None) -> list[OuterGradient]:
+def changing(change: Change, objective, tasks, leaves, plan=None) -> list[Results]:
     """The first, second, ... gradient, each replaced by ``change``."""
-    found = one_by_one(objective, tasks, leaves, Plan())
-    return [change(number, each) for number, each in enumerate(found, start=1)]
+    found = gradients_of(objective, tasks, leaves)
+    return results_of([change(number, each) for number, each in enumerate(found, start=1)])
 
 
 def with_images(each: OuterGradient, factor: float) -> OuterGradient:

@@ -4,15 +4,13 @@ from dataclasses import replace
 
 import pytest
 import torch
-from stand_ins import Interrupter, lines_of
+from stand_ins import Interrupter, gradients_of, lines_of, match_of, results_of
 
 from trajmatch import artifact
 from trajmatch.data import DSA
 from trajmatch.distill import distill
-from trajmatch.distill.gradients import one_by_one
 from trajmatch.distill.iteration import outer_iteration
-from trajmatch.distill.objectives import OuterGradient, Plan, mean_gradient
-from trajmatch.distill.objectives.match_trajectory import Match
+from trajmatch.distill.objectives import OuterGradient, mean_gradient
 from trajmatch.distill.objectives.of_students import student_batches
 from trajmatch.distill.parameters import leaves
 from trajmatch.distill.problem import Problem, prepare
@@ -45,8 +43,8 @@ def match_by_hand(
     start, target = (problem.store.snapshot(expert, each) for each in (epoch, epoch + 1))
     batches = student_batches(6, config.batch_syn, config.student_steps, streams["batches"])
     augment = DSA().replay(derive_seed(config.seed, "distill", "dsa", *names))
-    match = Match(start, {1: target}, batches, augment)
-    (made,) = one_by_one(problem.objective, [match], leaves(state.parameters, "cpu"), Plan())
+    match = match_of(start, {1: target}, batches, augment)
+    (made,) = gradients_of(problem.objective, [match], leaves(state.parameters, "cpu"))
     return made
 
 
@@ -129,8 +127,8 @@ def test_one_match_that_is_not_finite_spoils_the_update(configure) -> None:
     images = state.parameters["images"].value
 
     def second_poisoned(tasks, parameters):
-        one, other = one_by_one(problem.objective, tasks, parameters, Plan())
-        return [one, replace(other, loss=float("nan"))]
+        one, other = gradients_of(problem.objective, tasks, parameters)
+        return results_of([one, replace(other, loss=float("nan"))])
 
     numbers, fault = outer_iteration(problem, state, second_poisoned)
     assert numbers["refused"] == fault.cause == "the loss is not finite"

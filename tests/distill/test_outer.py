@@ -3,13 +3,12 @@
 import pytest
 import torch
 import torch.nn.functional as F
-from stand_ins import objective_of
+from stand_ins import gradients_of, match_of, objective_of
 from torch import Tensor
 
 from trajmatch import networks
 from trajmatch.data import DSA
-from trajmatch.distill.gradients import one_by_one
-from trajmatch.distill.objectives import OuterGradient, Plan
+from trajmatch.distill.objectives import OuterGradient
 from trajmatch.distill.objectives.match_trajectory import Match, MatchTrajectory
 from trajmatch.distill.objectives.matching import MatchingLoss
 from trajmatch.distill.objectives.of_students import student_batches
@@ -47,7 +46,7 @@ def outer_gradient(objective: MatchTrajectory, match: Match, synthetic) -> Outer
     lr = torch.tensor(STEP_SIZE, dtype=torch.float64)
     parameters = {"images": images.clone().requires_grad_(), "step_size": lr.requires_grad_()}
     parameters["labels"] = labels.clone().requires_grad_(labels.is_floating_point())
-    (found,) = one_by_one(objective, [match], parameters, Plan())
+    (found,) = gradients_of(objective, [match], parameters)
     return found
 
 
@@ -80,7 +79,7 @@ def test_loss_and_gradients_are_those_of_the_unrolled_graph(
     batches = student_batches(7, batch_size, STEPS, generator(0, "batches"))
     augment = DSA().replay(seed=5) if augmented else None
     objective = objective_of(model, MatchingLoss(), student_momentum=momentum)
-    outer = outer_gradient(objective, Match(ends[0], {1: ends[1]}, batches, augment), synthetic)
+    outer = outer_gradient(objective, match_of(ends[0], {1: ends[1]}, batches, augment), synthetic)
     loss, grad_images, grad_lr = unrolled(model, ends, synthetic, batches, momentum, augment)
     assert outer.loss == pytest.approx(loss.item(), rel=1e-10)
     assert outer.gradients["step_size"].item() == pytest.approx(grad_lr.item(), rel=1e-9)
@@ -104,7 +103,7 @@ def test_all_parts_together_are_those_of_the_unrolled_graph(
     terms = (find_term("final"), find_term("intermediate-rising"))
     outer = outer_gradient(
         objective_of(model, MatchingLoss(terms, epochs=2), student_momentum=mu),
-        Match(start, {1: middle, 2: target}, batches, augment, kappa),
+        match_of(start, {1: middle, 2: target}, batches, augment, kappa),
         SyntheticSet(synthetic.images, soft),
     )
 
@@ -168,7 +167,7 @@ def test_terms_of_later_papers_are_those_of_the_unrolled_graph(model, synthetic,
     wanted = (kept * (theta - target) ** 2).sum() / (kept * (start - target) ** 2).sum()
     exact = torch.autograd.grad(wanted, (images, lr))
     objective = objective_of(model, MatchingLoss((find_term(spec),)))
-    outer = outer_gradient(objective, Match(start, {1: target}, batches), synthetic)
+    outer = outer_gradient(objective, match_of(start, {1: target}, batches), synthetic)
     assert outer.loss == pytest.approx(wanted.item(), rel=1e-10)
     assert outer.gradients["step_size"].item() == pytest.approx(exact[1].item(), rel=1e-9)
     error = (outer.gradients["images"] - exact[0]).norm() / exact[0].norm()
@@ -176,5 +175,5 @@ def test_terms_of_later_papers_are_those_of_the_unrolled_graph(model, synthetic,
 
 
 def test_an_expert_that_stands_still_is_seen(model, ends, synthetic) -> None:
-    still = Match(ends[0], {1: ends[0].clone()}, student_batches(7, None, 1, generator(0)))
+    still = match_of(ends[0], {1: ends[0].clone()}, student_batches(7, None, 1, generator(0)))
     assert not outer_gradient(objective_of(model, MatchingLoss()), still, synthetic).meaningful

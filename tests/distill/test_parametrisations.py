@@ -8,16 +8,16 @@ from dataclasses import replace
 
 import pytest
 import torch
-from stand_ins import Counting, Interrupter
+from stand_ins import Counting, Interrupter, gradients_of
 
 import trajmatch
 from trajmatch import artifact, files
 from trajmatch.artifact import Artifact
 from trajmatch.cli.main import main
 from trajmatch.distill import distill
-from trajmatch.distill.gradients import Graph, one_by_one
+from trajmatch.distill.gradients import Graph
 from trajmatch.distill.initialise import free_rows
-from trajmatch.distill.objectives import Plan
+from trajmatch.distill.objectives import Plan, read
 from trajmatch.distill.parameters import learned, leaves, values
 from trajmatch.distill.problem import prepare
 from trajmatch.errors import UserError
@@ -169,8 +169,8 @@ def test_a_replayed_graph_gives_the_same_gradients(config) -> None:
     for iteration in range(3):
         tasks = [problem.objective.task(state.draws.draw(iteration, 0, 3))]
         now = leaves(state.parameters, "cpu")
-        (plain,) = one_by_one(problem.objective, tasks, now, Plan())
-        (replayed,) = graph(tasks, now, Plan())
+        (plain,) = gradients_of(problem.objective, tasks, now)
+        (replayed,) = read(graph(tasks, now, Plan()), now)
         assert plain.loss == replayed.loss
         assert (
             plain.gradients.keys() == replayed.gradients.keys() == learned(state.parameters).keys()

@@ -25,7 +25,7 @@ from trajmatch.distill.memory_plan import (
     leaner,
     planned,
 )
-from trajmatch.distill.objectives import OuterGradient, Plan
+from trajmatch.distill.objectives import Plan, Results
 from trajmatch.distill.objectives.of_students import student_batches
 from trajmatch.distill.parameters import leaves
 from trajmatch.distill.problem import Problem, prepare
@@ -68,7 +68,7 @@ class Starved:
 
     def __call__(
         self, objective: Any, tasks: Sequence[Any], leaves: Any, plan: Plan
-    ) -> list[OuterGradient]:
+    ) -> list[Results]:
         self.asked.append(plan)
         self.seen.append([batch.tolist() for batch in tasks[0].batches])
         if not self.enough(plan):

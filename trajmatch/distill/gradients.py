@@ -12,13 +12,14 @@ from itertools import islice
 from typing import Any
 
 from trajmatch import ops, recording
-from trajmatch.distill.objectives import Objective, OuterGradient, Plan, read
+from trajmatch.distill.objectives import Objective, Plan, Results
 from trajmatch.distill.parallel import Division
 from trajmatch.distill.problem import Problem
 from trajmatch.images.parametrisation import Tensors
 
-#: Function from tasks, outer parameters and a plan to one OuterGradient per task.
-Gradients = Callable[[Sequence[Any], Tensors, Plan], list[OuterGradient]]
+#: Function from tasks, outer parameters and a plan to the results of ``Objective.differentiate``,
+#: one per task. It does not wait for the device.
+Gradients = Callable[[Sequence[Any], Tensors, Plan], list[Results]]
 
 _WHAT, _REMEDY = "the outer iteration runs", "--no-graph"
 
@@ -28,12 +29,9 @@ def one_by_one(
     tasks: Sequence[Any],
     parameters: Tensors,
     plan: Plan,
-) -> list[OuterGradient]:
+) -> list[Results]:
     """Differentiate the tasks one after another."""
-    results = []
-    for task in tasks:
-        results += read([objective.differentiate(task, parameters, plan)], parameters)
-    return results
+    return [objective.differentiate(task, parameters, plan) for task in tasks]
 
 
 class Graph:
@@ -51,10 +49,8 @@ class Graph:
         """True once a graph has been recorded."""
         return self._replayed.recorded
 
-    def __call__(
-        self, tasks: Sequence[Any], parameters: Tensors, plan: Plan
-    ) -> list[OuterGradient]:
-        """Return the gradients of the tasks; see :data:`Gradients`."""
+    def __call__(self, tasks: Sequence[Any], parameters: Tensors, plan: Plan) -> list[Results]:
+        """Return the results of the tasks; see :data:`Gradients`."""
         objective = self._objective
         kinds, inputs = zip(*(objective.inputs(task) for task in tasks), strict=True)
         # The graph's buffers are plain tensors: note here which ones need a gradient.
@@ -81,7 +77,7 @@ class Graph:
         flat += [each for own in inputs for each in own]
         outputs = self._replayed((plan, kinds, tuple(learned)), flat, all_tasks)
         count = len(outputs) // len(tasks)  # every task returns the same number of tensors
-        return read([outputs[at : at + count] for at in range(0, len(outputs), count)], parameters)
+        return [outputs[at : at + count] for at in range(0, len(outputs), count)]
 
 
 def gradients_for(problem: Problem, division: Division | None = None) -> Gradients:

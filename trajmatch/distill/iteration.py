@@ -8,15 +8,15 @@ from typing import Any
 
 from trajmatch.distill.gradients import one_by_one
 from trajmatch.distill.guard import Fault, find_fault, find_spike
-from trajmatch.distill.objectives import Draw, OuterGradient, Plan, mean_gradient
+from trajmatch.distill.objectives import Draw, OuterGradient, Plan, Results, mean_gradient, read
 from trajmatch.distill.parallel import Division
 from trajmatch.distill.parameters import LABELS, OuterParameter, leaves, moving_average, values
 from trajmatch.distill.problem import Problem
-from trajmatch.distill.state import State
+from trajmatch.distill.state import Prepared, State
 from trajmatch.images.parametrisation import Tensors
 
-#: Function from this rank's tasks and the outer parameters to one OuterGradient per task.
-Compute = Callable[[Sequence[Any], Tensors], list[OuterGradient]]
+#: Function from this rank's tasks and the outer parameters to the results of the tasks.
+Compute = Callable[[Sequence[Any], Tensors], list[Results]]
 
 
 def outer_iteration(
@@ -37,18 +37,22 @@ def outer_iteration(
     """
     config, division = problem.config, division or Division()
     compute = compute or partial(one_by_one, problem.objective, plan=Plan())
-    images = len(state.parameters[LABELS].value)
     # Constants that the objective recomputes now and then, such as the gradient mask. The ranks
     # must not differ in a bit, so all take those of rank 0.
     renewed = problem.objective.renewed(state.iteration, values(state.parameters))
     for name, value in renewed.items():
         division.ranks.broadcast_(value)
         state.parameters[name] = OuterParameter.new(value)
-    # Every rank draws all tasks, so the random streams stay equal.
-    draws = [state.draws.draw(state.iteration, k, images) for k in range(config.matches)]
-    tasks = [problem.objective.task(draw) for draw in division.own(draws)]
-    gradients = compute(tasks, leaves(state.parameters, problem.device))
-    gradients = division.gather(gradients, len(draws))
+    ready = state.prepared or _prepared(problem, state, division, state.iteration)
+    state.draws.load_state_dict(ready.random_state)
+    draws, parameters = ready.draws, leaves(state.parameters, problem.device)
+    results = compute(ready.tasks, parameters)
+    # Make the next tasks now: the device is still computing, and `read` waits for it.
+    following = state.iteration + 1
+    state.prepared = (
+        _prepared(problem, state, division, following) if following < config.iterations else None
+    )
+    gradients = division.gather(read(results, parameters), len(draws))
     gradient = mean_gradient(gradients)
     update = {
         name: parameter.updated(gradient.gradients.get(name))
@@ -86,6 +90,16 @@ def outer_iteration(
     if config.skip_above is not None:
         numbers["skipped"] = fault is None and skipped
     return numbers, fault
+
+
+def _prepared(problem: Problem, state: State, division: Division, iteration: int) -> Prepared:
+    """Draw and make the tasks of an iteration; the random state of the run stays as it is."""
+    images, before = len(state.parameters[LABELS].value), state.draws.state_dict()
+    # Every rank draws all tasks, so the random streams stay equal.
+    draws = [state.draws.draw(iteration, k, images) for k in range(problem.config.matches)]
+    after = state.draws.state_dict()
+    state.draws.load_state_dict(before)
+    return Prepared(draws, [problem.objective.task(each) for each in division.own(draws)], after)
 
 
 def _drawn(draws: Sequence[Draw], gradients: Sequence[OuterGradient]) -> dict[str, Any]:

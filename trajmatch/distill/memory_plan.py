@@ -20,7 +20,7 @@ import torch
 
 from trajmatch import ops
 from trajmatch.distill.gradients import Gradients, one_by_one
-from trajmatch.distill.objectives import OuterGradient, Plan
+from trajmatch.distill.objectives import Plan, Results, read
 from trajmatch.distill.parameters import LABELS
 from trajmatch.distill.problem import Problem
 from trajmatch.errors import UserError, warn
@@ -89,8 +89,8 @@ class WithinMemory:
         self._gradients, self._problem, self._alone = gradients, problem, alone
         self.plan = plan
 
-    def __call__(self, tasks: Sequence[Any], parameters: Tensors) -> list[OuterGradient]:
-        """Return one gradient per task; UserError if no leaner plan is left."""
+    def __call__(self, tasks: Sequence[Any], parameters: Tensors) -> list[Results]:
+        """Return the results of the tasks; UserError if no leaner plan is left."""
         while True:
             found, reason = _attempt(lambda: self._gradients(tasks, parameters, self.plan))
             if found is not None:
@@ -166,8 +166,8 @@ def forecast(problem: Problem, parameters: Tensors, plan: Plan) -> Forecast:
     def tried(count: int) -> tuple[float, int]:
         objective, task = problem.objective.trial(images, count)
         began = perf_counter()
-        one_by_one(objective, [task], parameters, plan)
-        # one_by_one reads the loss, so the device has finished when the clock is read.
+        # Reading the loss waits for the device, before the clock is read.
+        read(one_by_one(objective, [task], parameters, plan), parameters)
         return perf_counter() - began, objective.vectors(count)
 
     tried(counts[0])  # warm-up: allocations and choice of algorithms

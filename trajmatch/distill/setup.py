@@ -82,6 +82,10 @@ class Setup:
             raise UserError(f"{purpose} needs --experts, a store that `trajmatch expert` makes")
         return self.experts
 
+    def staged(self, tensor: Tensor) -> Tensor:
+        """Return host memory that is copied to the device while the host goes on."""
+        return tensor.pin_memory() if self.device.type == "cuda" else tensor
+
     def synthetic_set(self, parameters: Tensors) -> SyntheticSet:
         """Render the synthetic set from outer parameters, differentiably."""
         images = self.parametrisation.render(parameters, self.shape)

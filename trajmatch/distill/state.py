@@ -8,7 +8,7 @@ from typing import Annotated, Any
 from msgspec import Meta
 from torch import Tensor
 
-from trajmatch.distill.objectives import Draws
+from trajmatch.distill.objectives import Draw, Draws
 from trajmatch.distill.parameters import STEP_SIZE, OuterParameter, values
 from trajmatch.images.parametrisation import Tensors
 from trajmatch.schema import Count, NonNegative
@@ -50,21 +50,38 @@ class Progress:
     scores: list[dict[str, Any]] = field(default_factory=list)
 
 
+@dataclass(frozen=True)
+class Prepared:
+    """Tasks of an outer iteration, made ahead.
+
+    Attributes:
+        draws: Random choices of all tasks.
+        tasks: This rank's tasks.
+        random_state: ``Draws.state_dict`` after the choices.
+    """
+
+    draws: list[Draw]
+    tasks: list[Any]
+    random_state: Tensors
+
+
 @dataclass(kw_only=True)
 class State(Progress):
-    """State of a run, as saved in checkpoints.
+    """State of a run, as saved in checkpoints but for ``prepared``.
 
     Attributes:
         parameters: Outer parameters, by name.
         draws: Random state.
         average: Moving averages of the images' parameters, by name; empty without ``--ema``.
         best_values: Outer parameters after the best iteration, by name.
+        prepared: Tasks of the next iteration, or None; ``draws`` is the state before their choices.
     """
 
     parameters: dict[str, OuterParameter]
     draws: Draws
     average: dict[str, Tensor] = field(default_factory=dict)
     best_values: Tensors = field(default_factory=dict)
+    prepared: Prepared | None = None
 
     @property
     def step_size(self) -> float:

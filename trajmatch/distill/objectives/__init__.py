@@ -37,6 +37,10 @@ class Plan:
         return f", {self.micro_batch} images at a time" if self.micro_batch else ""
 
 
+#: Results of :meth:`Objective.differentiate`, on the device.
+Results = Sequence[Tensor]
+
+
 class Draw(Protocol):
     """Random choices for one task of an outer iteration."""
 
@@ -88,7 +92,11 @@ class Objective(ABC):
 
     @abstractmethod
     def task(self, draw: Any) -> Any:
-        """Load the data and expert parameters of a task onto the device."""
+        """Load the data and expert parameters of a task.
+
+        This happens while the device works on earlier tasks, so tensors that stay on the host until
+        :meth:`differentiate` moves them save time.
+        """
 
     @abstractmethod
     def differentiate(self, task: Any, parameters: Tensors, plan: Plan) -> tuple[Tensor, ...]:
@@ -146,8 +154,8 @@ class OuterGradient:
     memory: Tensors = field(default_factory=dict)  # next values of the memory tensors
 
 
-def read(results: Sequence[Sequence[Tensor]], parameters: Tensors) -> list[OuterGradient]:
-    """Convert results of :meth:`Objective.differentiate`, one per task, to OuterGradients."""
+def read(results: Sequence[Results], parameters: Tensors) -> list[OuterGradient]:
+    """Wait for the device and convert results, one per task, to OuterGradients."""
     names = [name for name, value in parameters.items() if value.requires_grad]
     remembered = of_memory(parameters)
     # One copy to the host for all scalars, because each copy waits for the device.

@@ -19,7 +19,7 @@ from trajmatch.distill.config import DistillConfig
 from trajmatch.distill.objectives import Plan
 from trajmatch.distill.objectives.gradient_mask import GradientMask
 from trajmatch.distill.objectives.matching import MatchingLoss
-from trajmatch.distill.objectives.of_students import OfStudents, moved, student_batches
+from trajmatch.distill.objectives.of_students import OfStudents, student_batches
 from trajmatch.distill.objectives.start import StartEpochWindow, balance, perturbed
 from trajmatch.distill.parameters import MASK, fresh_leaves, of_memory
 from trajmatch.distill.setup import Setup
@@ -74,14 +74,25 @@ class Draws(objectives.Draws):
 
 @dataclass(frozen=True)
 class Match:
-    """Data of one match, on the device."""
+    """Data of one match, on the host or the device."""
 
     start: Tensor  # initial parameters [P]: the expert's, perturbed if --perturb is set
     expert: Mapping[int, Tensor]  # parameters [P] by epoch after the start epoch, up to M
-    batches: Sequence[Tensor]  # indices of images, [B] for each student step
-    augment: DsaReplay | None = None
+    sizes: tuple[int, ...]  # batch size of each student step
+    indices: Tensor  # indices of images, the batches of all student steps joined
+    dsa_rows: Tensor | None = None  # DSA parameters of these images: [len(indices), 5]
     loss_scale: float | Tensor = 1.0  # kappa; shape [] if a tensor
     iteration: int | Tensor = 0  # outer iterations done; [], int64, if a tensor
+
+    @property
+    def batches(self) -> tuple[Tensor, ...]:
+        """Indices of images, ``[B]`` for each student step."""
+        return self.indices.split(self.sizes)
+
+    @property
+    def augment(self) -> DsaReplay | None:
+        """Augmentation of the student steps."""
+        return None if self.dsa_rows is None else _DrawnDsa(self.dsa_rows.split(self.sizes))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -110,36 +121,40 @@ class MatchTrajectory(OfStudents):
         return Draws(self.setup.config, self.setup.store.num_experts, self.window)
 
     def task(self, draw: Draw) -> Match:
-        """Load a match: its start, and the expert snapshots that the loss compares."""
+        """Load a match on the host: its start, expert snapshots to compare, and augmentation."""
         setup, store, settings = self.setup, self.setup.store, self.setup.config
         start = store.snapshot(draw.expert, draw.start_epoch)
         if settings.perturb:
             noise = generator(settings.seed, "distill", "perturbation", *draw.names)
             start = perturbed(setup.model, start, settings.perturb, noise)
-        augment = None
+        sizes, rows = tuple(map(len, draw.batches)), None
         if setup.dsa.spec != "none":
             augment = setup.dsa.replay(derive_seed(settings.seed, "distill", "dsa", *draw.names))
+            place = setup.shape[1:]
+            rows = [augment.dsa_parameters(step, n, *place) for step, n in enumerate(sizes)]
+        staged = setup.staged
         return Match(
-            start=start.to(setup.device),
+            start=staged(start),
             expert={
-                epoch: store.snapshot(draw.expert, draw.start_epoch + epoch).to(setup.device)
-                for epoch in self.loss.expert_epochs(len(draw.batches))
+                epoch: staged(store.snapshot(draw.expert, draw.start_epoch + epoch))
+                for epoch in self.loss.expert_epochs(len(sizes))
             },
-            batches=moved(draw.batches, setup.device),
-            augment=augment,
+            sizes=sizes,
+            indices=staged(torch.cat([*draw.batches])),
+            dsa_rows=None if rows is None else staged(torch.cat(rows)),
             loss_scale=balance(draw.start_epoch, self.window.maximum) if settings.balance else 1.0,
-            iteration=torch.full((), draw.names[0], device=setup.device),
+            iteration=torch.tensor(draw.names[0]),
         )
 
     def differentiate(self, task: Match, parameters: Tensors, plan: Plan) -> tuple[Tensor, ...]:
         """Train a student and differentiate its matching loss."""
-        leaves = fresh_leaves(parameters)
+        task, leaves = self._on_device(task), fresh_leaves(parameters)
         trained = self.training(leaves, plan)
         images = trained.keywords["images"]
         # The mask scales the gradient of the rendered images, not of their parameters.
         if MASK in leaves and images.requires_grad:
             images.register_hook(leaves[MASK].mul)
-        steps = len(task.batches)
+        steps = len(task.sizes)
         counts = self.loss.student_steps(steps)
         # In SGD, scaling the loss of every step is the same as scaling the step size.
         lr = trained.keywords["lr"] * task.loss_scale
@@ -180,16 +195,12 @@ class MatchTrajectory(OfStudents):
 
     def inputs(self, task: Match) -> tuple[Any, list[Tensor]]:
         """Split a match into its shapes and the tensors that a CUDA graph reads."""
-        sizes = tuple(map(len, task.batches))
-        tensors = [task.start, *task.expert.values(), torch.cat([*task.batches])]
+        tensors = [task.start, *task.expert.values(), task.indices]
         tensors.append(torch.as_tensor(task.loss_scale, dtype=task.start.dtype))
         tensors.append(torch.as_tensor(task.iteration))
-        augment, place = task.augment, self.setup.shape[1:]
-        # A graph cannot call the augmentation, but it can read its parameters for all steps.
-        if augment is not None:
-            rows = [augment.dsa_parameters(step, n, *place) for step, n in enumerate(sizes)]
-            tensors.append(torch.cat(rows))
-        return (sizes, tuple(task.expert), augment is not None), tensors
+        if task.dsa_rows is not None:
+            tensors.append(task.dsa_rows)
+        return (task.sizes, tuple(task.expert), task.dsa_rows is not None), tensors
 
     def with_inputs(self, kind: Any, inputs: Sequence[Tensor]) -> Match:
         """Rebuild a match from tensors in the order of :meth:`inputs`."""
@@ -197,8 +208,14 @@ class MatchTrajectory(OfStudents):
         start, *vectors = inputs[: 1 + len(epochs)]
         indices, scale, iteration, *rows = inputs[1 + len(epochs) :]
         expert = dict(zip(epochs, vectors, strict=True))
-        augment = _BufferedDsa(rows[0].split(sizes)) if augments else None
-        return Match(start, expert, indices.split(sizes), augment, scale, iteration)
+        return Match(start, expert, sizes, indices, rows[0] if augments else None, scale, iteration)
+
+    def _on_device(self, task: Match) -> Match:
+        device = self.setup.device
+        if task.start.device.type == device.type:
+            return task
+        kind, tensors = self.inputs(task)
+        return self.with_inputs(kind, [each.to(device, non_blocking=True) for each in tensors])
 
     def batch_sizes(self, images: int) -> list[int]:
         """Return the batch size of each student step of a match."""
@@ -233,8 +250,8 @@ def segments_of(
     return window, loss
 
 
-class _BufferedDsa:
-    """DSA with its parameters, ``[B, 5]`` per step, in buffers that a CUDA graph reads."""
+class _DrawnDsa:
+    """DSA with parameters that are drawn already, ``[B, 5]`` per student step."""
 
     def __init__(self, rows: Sequence[Tensor]) -> None:
         self._rows = rows
