@@ -60,7 +60,7 @@ struct FusedConvolutionShape {
 
 // Reorders the weights [K, C, C, 3, 3] into [K, 9 C^2], the order that the kernels read: for every
 // 16 input channels and every row of taps, [3 taps, 4 groups, C outputs, 4 inputs of the group].
-// For kFp16 it is [3 taps, C outputs, 16 inputs] in halves, two per float.
+// For kFp16 it is the same with 32 channels and groups of 8, in halves, two per float.
 struct PackConvolution {
   FusedConvolutionShape shape;
   int64_t parameter_stride;           // elements between the weights of two trajectories

@@ -17,13 +17,17 @@ namespace trajmatch::cuda {
 
 class AsyncCopies {
  public:
-  // Adds a copy to the group that the next commit closes. Both addresses are multiples of 16 bytes.
-  __device__ __forceinline__ void start(float* to, const float* from) {
+  // Adds a copy to the group that the next commit closes. If `exists` is false, `from` is not read,
+  // and zeros are written.
+  __device__ __forceinline__ void start(float4* to, const float4* from, bool exists = true) {
 #if __CUDA_ARCH__ >= 800
     const unsigned shared = static_cast<unsigned>(__cvta_generic_to_shared(to));
-    asm volatile("cp.async.cg.shared.global [%0], [%1], 16;" ::"r"(shared), "l"(from) : "memory");
+    const unsigned bytes = exists ? 16 : 0;
+    asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;" ::"r"(shared), "l"(from),
+                 "r"(bytes)
+                 : "memory");
 #else
-    *reinterpret_cast<float4*>(to) = *reinterpret_cast<const float4*>(from);
+    *to = exists ? *from : float4{0.0f, 0.0f, 0.0f, 0.0f};
 #endif
   }
   __device__ __forceinline__ void commit() {
@@ -46,8 +50,8 @@ class AsyncCopies {
 // results.
 class AsyncCopies {
  public:
-  void start(float* to, const float* from) {
-    open_.emplace_back(reinterpret_cast<float4*>(to), reinterpret_cast<const float4*>(from));
+  void start(float4* to, const float4* from, bool exists = true) {
+    open_.emplace_back(to, exists ? from : nullptr);
   }
   void commit() {
     groups_.push_back(std::move(open_));
@@ -56,7 +60,9 @@ class AsyncCopies {
   template <int latest>
   void wait() {
     while (groups_.size() > latest) {
-      for (const auto& [to, from] : groups_.front()) *to = *from;
+      for (const auto& [to, from] : groups_.front()) {
+        *to = from == nullptr ? float4{0.0f, 0.0f, 0.0f, 0.0f} : *from;
+      }
       groups_.pop_front();
     }
   }

@@ -1,4 +1,4 @@
-// The two-stage shared-memory pipeline of a fused convolution block. A step covers 16 input
+// The two-stage shared-memory pipeline of a fused convolution block. A step covers a chunk of input
 // channels and one row of three taps. The copies for the next step run while the block computes
 // this one.
 #pragma once
@@ -7,35 +7,29 @@
 
 #include "cuda/async_copy.cuh"
 #include "cuda/convolution_tile.cuh"
+#include "cuda/tensor_core.cuh"
 
 namespace trajmatch::cuda::fused {
 
-constexpr int kChunk = 16;  // input channels per step
-
-// Shared-memory layout of 16 input channels, in words of one float. Inputs: [planes, pixels with a
-// border of zeros, words]. Weights of one tap: [planes, outputs, words]. Because of the border, a
-// tap is just an offset into the input.
-//
-// In float32 a plane has 4 channels in 4 words. In half precision there is one plane of 16 channels
-// in 8 words. Four lanes read each pixel (or output): one float each in float32, so that a warp
-// reads 8 pixels, or two floats each in half precision, so that half a warp reads 4. Either way
-// these lanes read 128 consecutive bytes, without bank conflicts.
+// Shared-memory layout of a chunk, in pieces of 16 bytes: four float32 or eight half-precision
+// channels. A chunk has four of them. Inputs: [4, pixels with a border of zeros]. Weights of one
+// tap: [4, outputs]. Eight neighbouring pixels (or outputs) are then a matrix of 8 rows that
+// ldmatrix reads without bank conflicts, and because of the border a tap is just an offset.
 template <class Tile, ProductKind kind>
 struct Chunk {
-  static constexpr bool kHalf = kind == ProductKind::kFp16;
-  static constexpr int kInWord = kHalf ? 2 : 1;  // channels per word
-  static constexpr int kWords = kHalf ? 8 : 4;
-  static constexpr int kPlanes = kChunk / (kWords * kInWord);
-  static constexpr int kPlaneSize = Tile::kImages * Tile::kBordered * kWords;
-  static constexpr int kInputSize = kPlanes * kPlaneSize;
-  static constexpr int kTapSize = kPlanes * Tile::kChannels * kWords;
+  static constexpr int kPiece = kind == ProductKind::kFp16 ? 8 : 4;  // channels
+  static constexpr int kPieces = 4;
+  static constexpr int kChannels = kPieces * kPiece;
+  static constexpr int kPlane = Tile::kImages * Tile::kBordered;
+  static constexpr int kInputSize = kPieces * kPlane;
+  static constexpr int kTapSize = kPieces * Tile::kChannels;
   static constexpr int kWeightSize = 3 * kTapSize;
-  static constexpr size_t kBytes = 2 * (kInputSize + kWeightSize) * sizeof(float);
+  static constexpr size_t kBytes = 2 * (kInputSize + kWeightSize) * sizeof(float4);
 };
 
-// Double buffers for inputs and weights, and the copies into them. A step is one term, one chunk of
-// 16 input channels and one row ky of taps. Inputs change only every third step, when the chunk
-// changes.
+// Double buffers for inputs and weights, and the copies into them. The steps are: for each term,
+// for each chunk, the rows ky = 0, 1, 2 of taps. Inputs change only with the chunk. The next chunk
+// is copied during the step ky = 0 and, for kTf32, rounded during the step ky = 1.
 template <class Tile, ProductKind kind>
 class Pipeline {
   using C = Chunk<Tile, kind>;
@@ -43,93 +37,135 @@ class Pipeline {
  public:
   // `swapped`: the second term is computed first.
   __device__ __forceinline__ Pipeline(const FusedConvolution& params, const Place<Tile>& place,
-                                      bool swapped, float* memory)
+                                      bool swapped, float4* memory)
       : params_(params),
         place_(place),
         swapped_(swapped),
+        chunks_(static_cast<int>(params.shape.channels) / C::kChannels),
+        pixel_(static_cast<int>(params.shape.channels) / C::kPiece),
         inputs_(memory),
         weights_(memory + 2 * C::kInputSize),
-        chunks_(static_cast<int>(params.shape.channels) / kChunk) {
-    // Both input buffers start as zeros. The border and the images beyond the batch keep them,
+        x_(first_input(swapped)),
+        w_(first_weight(swapped)),
+        inputs_left_(params.terms * chunks_),
+        weights_left_(params.terms * steps_of_term()) {
+    // The input buffers start as zeros. The border and the images beyond the batch keep them,
     // because no copy writes there.
-    for (int i = static_cast<int>(threadIdx.x); i < 2 * C::kInputSize; i += kThreads) {
-      inputs_[i] = 0.0f;
+    for (int i = thread(); i < 2 * C::kInputSize; i += kThreads) {
+      memory[i] = float4{0.0f, 0.0f, 0.0f, 0.0f};
     }
     __syncthreads();
-    start(0);
+    start_input();
+    copies_.commit();
+    start_weights();
+    copies_.commit();
+    copies_.template wait<1>();
+    round_input();
   }
 
-  __device__ __forceinline__ int steps() const { return params_.terms * steps_of_term(); }
   __device__ __forceinline__ int steps_of_term() const { return chunks_ * 3; }
-  // Starts the copies of the next step, then waits for those of this step.
-  __device__ __forceinline__ void begin(int step) {
-    if (step + 1 < steps()) {
-      start(step + 1);
-      copies_.template wait<1>();
-    } else {
-      copies_.template wait<0>();
-    }
+  // Waits for the copies of this step and for the products of the last one, then starts copies for
+  // later steps.
+  __device__ __forceinline__ void begin() {
+    copies_.template wait<0>();
     __syncthreads();
+    ky_ = ky_ == 2 ? 0 : ky_ + 1;
+    if (ky_ == 0) input_ = C::kInputSize - input_;
+    weight_ = C::kWeightSize - weight_;
+    if (ky_ == 0 && inputs_left_ > 0) start_input();
+    if (weights_left_ > 0) start_weights();
+    copies_.commit();
+    if (ky_ == 1) round_input();
   }
-  __device__ __forceinline__ void end() const { __syncthreads(); }
-  __device__ __forceinline__ const float* input(int step, int kx) const {
-    return inputs_ + step / 3 % 2 * C::kInputSize + (step % 3 * Tile::kPitch + kx) * C::kWords;
+  // Inputs of the tap (ky, 0) for the block's first pixel, and weights of that tap.
+  __device__ __forceinline__ const float4* input() const {
+    return inputs_ + input_ + ky_ * Tile::kPitch;
   }
-  __device__ __forceinline__ const float* weights(int step, int kx) const {
-    return weights_ + step % 2 * C::kWeightSize + kx * C::kTapSize;
-  }
+  __device__ __forceinline__ const float4* weights() const { return weights_ + weight_; }
 
  private:
-  __device__ __forceinline__ void start(int step) {
-    const FusedConvolutionShape& shape = params_.shape;
-    // Select by comparison. A run-time index would make the compiler copy the kernel parameters to
-    // local memory.
-    const bool second = (step >= steps_of_term()) != swapped_;
-    const float* const x = second ? params_.term[1].x : params_.term[0].x;
-    const float* const packed = second ? params_.term[1].weight : params_.term[0].weight;
-    const int chunk = step / 3 % chunks_;
-    // floats per plane of this block's output channels
-    constexpr int kOwn = Tile::kChannels * C::kWords;
-    const int64_t all = shape.channels * C::kWords;
-    const float* const from =
-        packed + ((blockIdx.z * chunks_ + chunk) * 3 + step % 3) * (3 * C::kPlanes) * all +
-        place_.first_channel * C::kWords;
-    float* const to = weights_ + step % 2 * C::kWeightSize;
-    for (int i = static_cast<int>(threadIdx.x) * 4; i < C::kWeightSize; i += kThreads * 4) {
-      copies_.start(to + i, from + i / kOwn * all + i % kOwn);
-    }
-    if (step % 3 == 0) start_input(shape, x, chunk, step / 3 % 2);
-    copies_.commit();
+  __device__ __forceinline__ static int thread() { return static_cast<int>(threadIdx.x); }
+  __device__ __forceinline__ int channels() const {
+    return static_cast<int>(params_.shape.channels);
   }
 
-  __device__ __forceinline__ void start_input(const FusedConvolutionShape& shape, const float* x,
-                                              int chunk, int buffer) {
-    constexpr int kPieces = kChunk / C::kInWord / 4;  // 16-byte pieces per pixel
-    float* const to = inputs_ + buffer * C::kInputSize;
-    for (int i = static_cast<int>(threadIdx.x); i < kBlockPixels * kPieces; i += kThreads) {
-      // A warp copies 64 bytes from each of 8 neighbouring pixels, or 32 bytes from each of 16 in
-      // half precision. It reads whole 32-byte sectors and writes to shared memory without bank
-      // conflicts.
-      const int piece = C::kHalf ? i % kPieces : i / 8 % kPieces;
-      const int pixel = C::kHalf ? i / kPieces : i / (8 * kPieces) * 8 + i % 8;
-      const int image = pixel / Tile::kPixels, inner = pixel % Tile::kPixels;
-      if (place_.first_image + image >= shape.batch) break;
-      const int bordered = image * Tile::kBordered + (inner / Tile::kSide + 1) * Tile::kPitch +
-                           inner % Tile::kSide + 1;
-      const int64_t number = place_.images_before + place_.first_image + image;
-      const int64_t first = number * shape.image_size() + inner * shape.channels + chunk * kChunk;
-      copies_.start(
-          to + piece * 4 / C::kWords * C::kPlaneSize + bordered * C::kWords + piece * 4 % C::kWords,
-          x + first / C::kInWord + piece * 4);
+  // A thread copies one piece of every 64th pixel. A warp copies 64 bytes of each of 8 neighbouring
+  // pixels: whole 32-byte sectors, and no bank conflicts in shared memory.
+  static constexpr int kPixelsAtOnce = kThreads / C::kPieces;
+  __device__ __forceinline__ static int piece() { return thread() / 8 % C::kPieces; }
+  __device__ __forceinline__ static int pixel() {
+    return thread() / (8 * C::kPieces) * 8 + thread() % 8;
+  }
+
+  // The first piece that the thread copies of a term's inputs. Select by comparison: a run-time
+  // index would make the compiler copy the kernel parameters to local memory.
+  __device__ __forceinline__ const float4* first_input(bool second) const {
+    const float* const x = second ? params_.term[1].x : params_.term[0].x;
+    const int64_t first = (place_.images_before + place_.first_image) * Tile::kPixels + pixel();
+    return reinterpret_cast<const float4*>(x) + first * pixel_ + piece();
+  }
+  // The same of a term's weights, which are [K, chunk, ky, kx, 4, C] pieces.
+  __device__ __forceinline__ const float4* first_weight(bool second) const {
+    const float* const weight = second ? params_.term[1].weight : params_.term[0].weight;
+    const int first =
+        thread() / Tile::kChannels * channels() + place_.first_channel + thread() % Tile::kChannels;
+    return reinterpret_cast<const float4*>(weight) +
+           blockIdx.z * (params_.shape.weight_size() / C::kPiece) + first;
+  }
+
+  // Starts the copies of the next chunk of inputs.
+  __device__ __forceinline__ void start_input() {
+    for_own_pixels([&](float4* to, int i) { copies_.start(to, x_ + i * kPixelsAtOnce * pixel_); });
+    x_ += C::kPieces;
+    if (--inputs_left_ == chunks_) x_ = first_input(!swapped_);
+  }
+  // Rounds what this thread has copied of the next chunk of inputs.
+  __device__ __forceinline__ void round_input() const {
+    if constexpr (kind == ProductKind::kTf32) {
+      for_own_pixels([](float4* piece, int) { round_to_tf32(piece); });
     }
+  }
+  // Calls body(piece, i) for the thread's i-th piece of the next chunk of inputs.
+  template <class Body>
+  __device__ __forceinline__ void for_own_pixels(const Body& body) const {
+    const int first = (pixel() / Tile::kSide + 1) * Tile::kPitch + pixel() % Tile::kSide + 1;
+    float4* const to = inputs_ + (C::kInputSize - input_) + piece() * C::kPlane + first;
+    TM_UNROLL
+    for (int i = 0; i < kBlockPixels / kPixelsAtOnce; ++i) {
+      // The next 64 pixels are four rows of the image, or the next image.
+      constexpr int kStride = Tile::kImages > 1 ? Tile::kBordered : 4 * Tile::kPitch;
+      if (Tile::kImages == 1 || place_.first_image + i < params_.shape.batch) {
+        body(to + i * kStride, i);
+      }
+    }
+  }
+
+  // Starts the copies of the next step's weights.
+  __device__ __forceinline__ void start_weights() {
+    float4* const to = weights_ + (C::kWeightSize - weight_) + thread();
+    const int stride = kThreads / Tile::kChannels * channels();
+    TM_UNROLL
+    for (int i = 0; i * kThreads < C::kWeightSize; ++i) {
+      if (C::kWeightSize % kThreads == 0 || i * kThreads + thread() < C::kWeightSize) {
+        copies_.start(to + i * kThreads, w_ + i * stride);
+      }
+    }
+    w_ += 3 * C::kPieces * channels();
+    if (--weights_left_ == steps_of_term()) w_ = first_weight(!swapped_);
   }
 
   const FusedConvolution& params_;
   const Place<Tile>& place_;
   const bool swapped_;
-  float* const inputs_;
-  float* const weights_;
-  const int chunks_;
+  const int chunks_, pixel_;  // chunks of a term; pieces of a pixel
+  float4* const inputs_;
+  float4* const weights_;
+  // Sources of the next copies, and how many are left.
+  const float4* x_;
+  const float4* w_;
+  int inputs_left_, weights_left_;
+  // This step: its row of taps, and the offsets of its buffers. The others are for the next copies.
+  int ky_ = 2, input_ = C::kInputSize, weight_ = C::kWeightSize;
   AsyncCopies copies_;
 };
 

@@ -6,98 +6,77 @@
 
 #include "cuda/convolution_pipeline.cuh"
 #include "cuda/half_operand.cuh"
-#include "cuda/tensor_core.cuh"
 
 namespace trajmatch::cuda::fused {
 
-// TF32, eight input channels at a time. With `three`, each operand is split into a
-// high and a low TF32 part, and three of the four products are added: low * high, high * low and
-// then high * high. The result is as exact as float32.
-template <class Tile, bool three>
-__device__ __forceinline__ void multiply_in_tf32(const Place<Tile>& place, const float* input,
-                                                 const float* weights, typename Tile::Sums& sums) {
-  constexpr int kPlaneSize = Chunk<Tile, ProductKind::kTf32>::kPlaneSize;
+// Rounds a fragment to TF32 and returns in `rest` what that leaves, rounded as well.
+template <int count>
+__device__ __forceinline__ void split(float (&words)[count], float (&rest)[count]) {
   TM_UNROLL
-  for (int k = 0; k < kChunk / 8; ++k) {
-    const float* const pixels = input + 2 * k * kPlaneSize + place.t;
-    float high[Tile::kRowTiles][4], low[Tile::kRowTiles][4];
+  for (int i = 0; i < count; ++i) {
+    const float whole = words[i];
+    words[i] = round_to_tf32(whole);
+    rest[i] = round_to_tf32(whole - words[i]);
+  }
+}
+
+// Adds the products of a chunk of input channels at one tap. `pixels` and `weights` are the places
+// that this lane reads for ldmatrix (lane_pixel(), lane_weight()), at the tap. For kTf32 and kFp16
+// they are rounded already.
+template <class Tile, ProductKind kind>
+__device__ __forceinline__ void multiply(const float4* pixels, const float4* weights,
+                                         typename Tile::Sums& sums) {
+  using C = Chunk<Tile, kind>;
+  constexpr bool kThree = kind == ProductKind::kTf32x3;
+  TM_UNROLL
+  for (int k = 0; k < C::kPieces; k += 2) {  // the depth of a product is two pieces
+    float a[Tile::kRowTiles][4], a_rest[Tile::kRowTiles][4];
     TM_UNROLL
     for (int m = 0; m < Tile::kRowTiles; ++m) {
-      const int at = place.bordered(m);
-      TM_UNROLL
-      for (int i = 0; i < 4; ++i) {
-        const float x = pixels[i / 2 * kPlaneSize + (at + i % 2 * Tile::kPitch) * 4];
-        high[m][i] = round_to_tf32(x);
-        if constexpr (three) low[m][i] = round_to_tf32(x - high[m][i]);
-      }
+      load_matrices(a[m], pixels + k * C::kPlane + Place<Tile>::bordered_step(m));
+      if constexpr (kThree) split(a[m], a_rest[m]);
     }
     TM_UNROLL
-    for (int n = 0; n < Tile::kColumnTiles; ++n) {
-      const int channel = (place.warp_column * Tile::kColumnTiles + n) * 8 + place.g;
-      const float* const w = weights + (2 * k * Tile::kChannels + channel) * 4 + place.t;
-      float weight[2] = {w[0], w[Tile::kChannels * 4]};
-      if constexpr (three) {
-        float rest[2];
-        TM_UNROLL
-        for (int i = 0; i < 2; ++i) {
-          const float whole = weight[i];
-          weight[i] = round_to_tf32(whole);
-          rest[i] = round_to_tf32(whole - weight[i]);
-        }
+    for (int n = 0; n < Tile::kColumnTiles; n += 2) {
+      float two[4];
+      load_matrices(two, weights + k * Tile::kChannels + n * 8);
+      TM_UNROLL
+      for (int i = 0; i < 2; ++i) {
+        float b[2] = {two[2 * i], two[2 * i + 1]}, b_rest[2];
+        if constexpr (kThree) split(b, b_rest);
         TM_UNROLL
         for (int m = 0; m < Tile::kRowTiles; ++m) {
-          multiply_tf32(sums[m][n], low[m], weight);
-          multiply_tf32(sums[m][n], high[m], rest);
+          if constexpr (kind == ProductKind::kFp16) {
+            multiply_halves(sums[m][n + i], a[m], b);
+          } else {
+            if constexpr (kThree) {  // all as exact as float32 but for low * low
+              multiply_tf32(sums[m][n + i], a_rest[m], b);
+              multiply_tf32(sums[m][n + i], a[m], b_rest);
+            }
+            multiply_tf32(sums[m][n + i], a[m], b);
+          }
         }
       }
-      TM_UNROLL
-      for (int m = 0; m < Tile::kRowTiles; ++m) multiply_tf32(sums[m][n], high[m], weight);
     }
   }
 }
 
-// fp16 on tensor cores, 16 input channels at a time. The order of the channels along the depth of
-// the product is free as long as A and B agree. Lane t takes channels 4 t to 4 t + 3, because these
-// are one 8-byte read.
-template <class Tile>
-__device__ __forceinline__ void multiply_in_halves(const Place<Tile>& place, const float* input,
-                                                   const float* weights,
-                                                   typename Tile::Sums& sums) {
-  constexpr int kWords = Chunk<Tile, ProductKind::kFp16>::kWords;
-  const auto read = [&place](const float* first) {
-    return *reinterpret_cast<const float2*>(first + 2 * place.t);
-  };
-  uint32_t pixels[Tile::kRowTiles][4];
-  TM_UNROLL
-  for (int m = 0; m < Tile::kRowTiles; ++m) {
-    const int at = place.bordered(m);
-    const float2 above = read(input + at * kWords);
-    const float2 below = read(input + (at + Tile::kPitch) * kWords);
-    pixels[m][0] = __float_as_uint(above.x);
-    pixels[m][1] = __float_as_uint(below.x);
-    pixels[m][2] = __float_as_uint(above.y);
-    pixels[m][3] = __float_as_uint(below.y);
-  }
-  TM_UNROLL
-  for (int n = 0; n < Tile::kColumnTiles; ++n) {
-    const int channel = (place.warp_column * Tile::kColumnTiles + n) * 8 + place.g;
-    const float2 of_channel = read(weights + channel * kWords);
-    const uint32_t weight[2] = {__float_as_uint(of_channel.x), __float_as_uint(of_channel.y)};
-    TM_UNROLL
-    for (int m = 0; m < Tile::kRowTiles; ++m) multiply_halves(sums[m][n], pixels[m], weight);
-  }
+// Where the lane reads inputs, relative to the block's first pixel. Of the four matrices of
+// ldmatrix, the second is one row of pixels below the first, and the last two are the next piece.
+template <class Tile, ProductKind kind>
+__device__ __forceinline__ int lane_pixel(const Place<Tile>& place) {
+  const int lane = static_cast<int>(threadIdx.x) % kWarpSize;
+  return lane / 16 * Chunk<Tile, kind>::kPlane + place.first_bordered() +
+         lane / 8 % 2 * Tile::kPitch + lane % 8;
 }
 
-// Adds the products of 16 input channels at one tap. `input` and `weights` already include the
-// offset of the tap.
-template <class Tile, ProductKind kind>
-__device__ __forceinline__ void multiply(const Place<Tile>& place, const float* input,
-                                         const float* weights, typename Tile::Sums& sums) {
-  if constexpr (kind == ProductKind::kFp16) {
-    multiply_in_halves(place, input, weights, sums);
-  } else {
-    multiply_in_tf32<Tile, kind == ProductKind::kTf32x3>(place, input, weights, sums);
-  }
+// Where the lane reads weights. The second matrix is the next piece, the last two are the next
+// eight outputs.
+template <class Tile>
+__device__ __forceinline__ int lane_weight(const Place<Tile>& place) {
+  const int lane = static_cast<int>(threadIdx.x) % kWarpSize;
+  return lane / 8 % 2 * Tile::kChannels + (place.warp_column * Tile::kColumnTiles + lane / 16) * 8 +
+         lane % 8;
 }
 
 template <class Tile>
@@ -136,30 +115,34 @@ __device__ __forceinline__ void convolve(const FusedConvolution& params, const P
       for (int i = 0; i < 4; ++i) sums[m][n][i] = 0.0f;
     }
   }
-  const auto add_products = [&](Pipeline<Tile, kind>& pipeline, int step) {
-    pipeline.begin(step);
+  const int pixel = lane_pixel<Tile, kind>(place), weight = lane_weight(place);
+  const auto add_steps = [&](Pipeline<Tile, kind>& pipeline, int steps) {
     TM_NO_UNROLL
-    for (int kx = 0; kx < 3; ++kx) {
-      multiply<Tile, kind>(place, pipeline.input(step, kx), pipeline.weights(step, kx), sums);
+    for (int step = 0; step < steps; ++step) {
+      pipeline.begin();
+      const float4* const pixels = pipeline.input() + pixel;
+      const float4* const weights = pipeline.weights() + weight;
+      TM_UNROLL
+      for (int kx = 0; kx < 3; ++kx) {
+        multiply<Tile, kind>(pixels + kx, weights + kx * Chunk<Tile, kind>::kTapSize, sums);
+      }
     }
-    pipeline.end();
   };
+  float4* const pieces = reinterpret_cast<float4*>(memory);
   if constexpr (kind == ProductKind::kFp16) {
     const TermScales scales = term_scales(params);
-    Pipeline<Tile, kind> pipeline(params, place, scales.swapped(), memory);
+    Pipeline<Tile, kind> pipeline(params, place, scales.swapped(), pieces);
     TM_NO_UNROLL
-    for (int term = 0, step = 0; term < params.terms; ++term) {
-      const int next = step + pipeline.steps_of_term();
-      TM_NO_UNROLL
-      for (; step < next; ++step) add_products(pipeline, step);
+    for (int term = 0; term < params.terms; ++term) {
+      add_steps(pipeline, pipeline.steps_of_term());
       // Rescale to the scale of the next term, or to 1 after the last.
       scale<Tile>(sums, scales.after(term));
     }
   } else {
-    Pipeline<Tile, kind> pipeline(params, place, false, memory);
-    TM_NO_UNROLL
-    for (int step = 0; step < pipeline.steps(); ++step) add_products(pipeline, step);
+    Pipeline<Tile, kind> pipeline(params, place, false, pieces);
+    add_steps(pipeline, params.terms * pipeline.steps_of_term());
   }
+  __syncthreads();
 }
 
 }  // namespace trajmatch::cuda::fused

@@ -61,10 +61,14 @@ struct Place {
   __device__ __forceinline__ int column(int m) const {
     return (Tile::kSide == 16 ? tile(m) % 2 * 8 : 0) + g;
   }
-  // Index of that pixel in the bordered planes, one row up and one column left: the input of tap
-  // (0, 0).
-  __device__ __forceinline__ int bordered(int m) const {
-    return image(m) * Tile::kBordered + row(m) * Tile::kPitch + column(m);
+  // Index of the warp's first pixel in the bordered planes, one row up and one column left: the
+  // input of tap (0, 0).
+  __device__ __forceinline__ int first_bordered() const {
+    return image(0) * Tile::kBordered + row(0) * Tile::kPitch;
+  }
+  // From there to the first pixel of piece m.
+  __device__ __forceinline__ static constexpr int bordered_step(int m) {
+    return Tile::kSide == 16 ? m / 2 * 2 * Tile::kPitch + m % 2 * 8 : m * 2 * Tile::kPitch;
   }
   // The first of the lane's two channels in piece n, counted within the block, and within all
   // channels.

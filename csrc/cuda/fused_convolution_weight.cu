@@ -43,64 +43,68 @@ __device__ __forceinline__ TermScales pair_scales(const FusedConvolutionWeight& 
                     params.pairs == 2 ? exponent(params.pair[1]) : 0);
 }
 
-// Adds one strip to the sums of the warp, whose first channels within the block are `input` and
-// `output`. The warp takes every kParts-th product of 8 or 16 pixels, starting with number `part`.
+// Adds strips to the sums of the warp. `x` and `dy` are the places where the lane reads. The warp
+// takes every kParts-th product of 8 or 16 pixels, starting with number `part`.
 template <int side, int channels, ProductKind kind>
-__device__ __forceinline__ void add_step(StripPipeline<side, channels, kind>& pipeline, int step,
-                                         int input, int output, int part, Sums& sums) {
+__device__ __forceinline__ void add_strips(StripPipeline<side, channels, kind>& pipeline,
+                                           int strips, int x, int dy, int part, Sums& sums) {
   using S = Strips<side, channels, kind>;
-  pipeline.begin(step);
-  const float* const x = pipeline.input(step) + input / 4 * S::Input::kGroup;
-  const float* const dy = pipeline.output(step) + output / 4 * S::Output::kGroup;
-  // The parts take turns, also across strips. The first product of this strip is the turn of part
-  // `before`.
-  const int before = step * S::kProducts % S::kParts;
+  const auto add = [&](int product) {
+    const int pixel = product * S::kAtOnce;
+    multiply<S>(pipeline.input() + x + S::bordered(pixel) * S::Input::kPixel,
+                pipeline.output() + dy + pixel * S::Output::kPixel, sums);
+  };
   TM_NO_UNROLL
-  for (int i = (part + S::kParts - before) % S::kParts; i < S::kProducts; i += S::kParts) {
-    const int pixel = i * S::kAtOnce;
-    multiply<S, kind>(x + S::bordered(pixel) * S::Input::kPixel, dy + pixel * S::Output::kPixel,
-                      sums);
+  for (int strip = 0; strip < strips; ++strip) {
+    pipeline.begin();
+    if constexpr (S::kParts == 1) {
+      TM_UNROLL
+      for (int i = 0; i < S::kProducts; ++i) add(i);
+    } else {
+      // The parts take turns, also across strips. The first product of this strip is the turn of
+      // part `before`.
+      const int before = strip * S::kProducts % S::kParts;
+      TM_NO_UNROLL
+      for (int i = (part + S::kParts - before) % S::kParts; i < S::kProducts; i += S::kParts) {
+        add(i);
+      }
+    }
   }
-  pipeline.end();
 }
 
 template <int side, int channels, ProductKind kind>
 __global__ void __launch_bounds__(kThreads, 1)
     fused_convolution_weight_kernel(FusedConvolutionWeight p) {
   using S = Strips<side, channels, kind>;
-  using Steps = StripPipeline<side, channels, kind>;
   constexpr int kInputWarps = S::kInputs / 32, kOutputWarps = S::kOutputs / 32;
   TM_DYNAMIC_SHARED(float, memory);
   const int warp = static_cast<int>(threadIdx.x) / kWarpSize;
   const int input = warp % kInputWarps * 32;  // first channels of the warp, within the block
   const int output = warp / kInputWarps % kOutputWarps * 32;
   const int part = warp / (kInputWarps * kOutputWarps);
+  const LanePlaces<S> lane;
+  const int x = lane.x + input / S::kInFloat, dy = lane.dy + output / S::kInFloat;
   Sums sums;
   TM_UNROLL
   for (int i = 0; i < 3 * 2 * 4 * 4; ++i) sums[i / 32][i / 16 % 2][i / 4 % 4][i % 4] = 0.0f;
   if constexpr (kind == ProductKind::kFp16) {
     const TermScales scales = pair_scales(p);
-    Steps pipeline(p, scales.swapped(), memory);
+    StripPipeline<side, channels, kind> pipeline(p, scales.swapped(), memory);
     TM_NO_UNROLL
-    for (int pair = 0, step = 0; pair < p.pairs; ++pair) {
-      const int next = step + pipeline.steps_of_pair();
-      TM_NO_UNROLL
-      for (; step < next; ++step) add_step(pipeline, step, input, output, part, sums);
+    for (int pair = 0; pair < p.pairs; ++pair) {
+      add_strips(pipeline, pipeline.steps_of_pair(), x, dy, part, sums);
       // Rescale to the scale of the next pair, or to 1 after the last.
       scale(sums, scales.after(pair));
     }
   } else {
-    Steps pipeline(p, false, memory);
-    TM_NO_UNROLL
-    for (int step = 0; step < pipeline.steps(); ++step) {
-      add_step(pipeline, step, input, output, part, sums);
-    }
+    StripPipeline<side, channels, kind> pipeline(p, false, memory);
+    add_strips(pipeline, p.pairs * pipeline.steps_of_pair(), x, dy, part, sums);
   }
   const int ky = static_cast<int>(blockIdx.y) % 3;
   const int first_input = static_cast<int>(blockIdx.y) / 3 * S::kInputs + input;
   const int64_t share = (blockIdx.z * p.splits + blockIdx.x) * S::kParts + part;
-  store<channels, kind>(sums, p.partial + share * p.shape.weight_size() +
-                                  (ky * 3 * channels + first_input) * channels + output);
+  store<channels, S::kHalf>(sums, p.partial + share * p.shape.weight_size() +
+                                      (ky * 3 * channels + first_input) * channels + output);
 }
 
 // Calls body(side, channels, kind) with all three run-time values as compile-time constants.

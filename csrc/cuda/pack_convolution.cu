@@ -36,9 +36,10 @@ __global__ void __launch_bounds__(kElementwiseThreads) pack_in_halves_kernel(Pac
   const PowerOfTwo scale(scale_exponent(p.magnitudes, blockIdx.z));
   float* const packed = p.packed + blockIdx.z * size;
   for_each_element(size, [&](int64_t i) {
-    // Packed layout: [input / 16, row of taps, tap, output, input / 2 % 8], two inputs per word.
-    const int64_t input = i / (9 * 8 * channels) * 16 + i % 8 * 2;
-    const int64_t output = i / 8 % channels, tap = i / (8 * channels) % 9;
+    // Packed layout: [input / 32, row of taps, tap, input / 8 % 4, output, input / 2 % 4], two
+    // inputs per word.
+    const int64_t input = i / (9 * 16 * channels) * 32 + i / (4 * channels) % 4 * 8 + i % 4 * 2;
+    const int64_t output = i / 4 % channels, tap = i / (16 * channels) % 9;
     packed[i] = __uint_as_float(two_halves(scale.times(weight_at(p, input, output, tap)),
                                            scale.times(weight_at(p, input + 1, output, tap))));
   });

@@ -1,12 +1,14 @@
 // Warp-level tensor core products D += A B (mma.sync, sm_80): 16 x 8 times 8 x 8 in TF32, 16 x 16
-// times 16 x 8 in half precision. The emulator defines its own (tests/emulator/runtime). Older GPUs
-// have neither: callers ask has_tensor_cores().
+// times 16 x 8 in half precision; and reads of their operands from shared memory (ldmatrix). The
+// emulator defines its own (tests/emulator/runtime). GPUs before sm_80 lack the products: callers
+// ask has_tensor_cores().
 //
 // Fragments, with g = lane / 4 and t = lane % 4:
 //   D:      (g, 2t), (g, 2t + 1), (g + 8, 2t), (g + 8, 2t + 1)
 //   TF32 A: (g, t), (g + 8, t), (g, t + 4), (g + 8, t + 4)          B: (t, g), (t + 4, g)
 //   fp16 A: (g, k), (g + 8, k), (g, k + 8), (g + 8, k + 8)          B: (k, g), (k + 8, g)
 //           each entry being the pair k = 2t, 2t + 1
+// Operands are words of 32 bits: one TF32 number, or two halves with the first in the low bits.
 #pragma once
 
 #include <cstdint>
@@ -29,6 +31,12 @@ __device__ __forceinline__ float round_to_tf32(float value) {
 #endif
 }
 
+__device__ __forceinline__ void round_to_tf32(float4* four) {
+  const float4 own = *four;
+  *four = float4{round_to_tf32(own.x), round_to_tf32(own.y), round_to_tf32(own.z),
+                 round_to_tf32(own.w)};
+}
+
 #ifdef __CUDACC__
 
 __device__ __forceinline__ void multiply_tf32(float (&d)[4], const float (&a)[4],
@@ -45,24 +53,67 @@ __device__ __forceinline__ void multiply_tf32(float (&d)[4], const float (&a)[4]
 #endif
 }
 
-// Every operand word holds two halves.
-__device__ __forceinline__ void multiply_halves(float (&d)[4], const uint32_t (&a)[4],
-                                                const uint32_t (&b)[2]) {
+__device__ __forceinline__ void multiply_halves(float (&d)[4], const float (&a)[4],
+                                                const float (&b)[2]) {
 #if __CUDA_ARCH__ >= 800
   asm volatile(
       "mma.sync.aligned.m16n8k16.row.col.f32.f16.f16.f32 {%0, %1, %2, %3}, {%4, %5, %6, %7}, "
       "{%8, %9}, {%0, %1, %2, %3};"
       : "+f"(d[0]), "+f"(d[1]), "+f"(d[2]), "+f"(d[3])
-      : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b[0]), "r"(b[1]));
+      : "r"(__float_as_uint(a[0])), "r"(__float_as_uint(a[1])), "r"(__float_as_uint(a[2])),
+        "r"(__float_as_uint(a[3])), "r"(__float_as_uint(b[0])), "r"(__float_as_uint(b[1])));
 #else
   __trap();
 #endif
 }
 
+// Reads four matrices of 8 rows of 16 bytes. Lane 8 i + r has the address of row r of matrix i; a
+// lane gets word t of row g of each matrix.
+__device__ __forceinline__ void load_matrices(float (&words)[4], const float4* row) {
+  uint32_t w[4];
+  const unsigned at = static_cast<unsigned>(__cvta_generic_to_shared(row));
+  asm volatile("ldmatrix.sync.aligned.m8n8.x4.shared.b16 {%0, %1, %2, %3}, [%4];"
+               : "=r"(w[0]), "=r"(w[1]), "=r"(w[2]), "=r"(w[3])
+               : "r"(at)
+               : "memory");
+  for (int i = 0; i < 4; ++i) words[i] = __uint_as_float(w[i]);
+}
+
+// Reads four matrices of 8 x 8 halves, likewise, and transposes them: a lane gets the halves of
+// rows 2t and 2t + 1 in column g.
+__device__ __forceinline__ void load_transposed(float (&words)[4], const float4* row) {
+  uint32_t w[4];
+  const unsigned at = static_cast<unsigned>(__cvta_generic_to_shared(row));
+  asm volatile("ldmatrix.sync.aligned.m8n8.x4.trans.shared.b16 {%0, %1, %2, %3}, [%4];"
+               : "=r"(w[0]), "=r"(w[1]), "=r"(w[2]), "=r"(w[3])
+               : "r"(at)
+               : "memory");
+  for (int i = 0; i < 4; ++i) words[i] = __uint_as_float(w[i]);
+}
+
 #else
 
 void multiply_tf32(float (&d)[4], const float (&a)[4], const float (&b)[2]);
-void multiply_halves(float (&d)[4], const uint32_t (&a)[4], const uint32_t (&b)[2]);
+void multiply_halves(float (&d)[4], const float (&a)[4], const float (&b)[2]);
+
+// These two are inline, so that the sanitizers of the kernels check their reads.
+inline uint32_t word_of_row(const float4* row, unsigned lane, unsigned word) {
+  const float4 four = *__shfl_sync(kFullWarp, row, lane);
+  const float words[4] = {four.x, four.y, four.z, four.w};
+  return __float_as_uint(words[word]);
+}
+inline void load_matrices(float (&words)[4], const float4* row) {
+  const unsigned g = threadIdx.x % kWarpSize / 4, t = threadIdx.x % 4;
+  for (unsigned i = 0; i < 4; ++i) words[i] = __uint_as_float(word_of_row(row, 8 * i + g, t));
+}
+inline void load_transposed(float (&words)[4], const float4* row) {
+  const unsigned g = threadIdx.x % kWarpSize / 4, t = threadIdx.x % 4;
+  for (unsigned i = 0; i < 4; ++i) {
+    const uint32_t low = word_of_row(row, 8 * i + 2 * t, g / 2) >> g % 2 * 16 & 0xffffu;
+    const uint32_t high = word_of_row(row, 8 * i + 2 * t + 1, g / 2) >> g % 2 * 16 & 0xffffu;
+    words[i] = __uint_as_float(low | high << 16);
+  }
+}
 
 #endif
 

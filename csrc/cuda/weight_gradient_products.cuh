@@ -1,7 +1,7 @@
 // The multiply-accumulate loops of a convolution's weight gradient on tensor cores, in TF32 and in
 // half precision. A call adds the products of 8 pixels (16 in half precision) for a warp's 32 input
-// and 32 output channels at three taps kx. `x` and `dy` point to the warp's first channel and to
-// the first pixel, which in x is the one for kx = 0.
+// and 32 output channels at three taps kx. The depth of these products is pixels, while shared
+// memory has the channels of a pixel side by side.
 #pragma once
 
 #include <cstdint>
@@ -12,92 +12,89 @@
 namespace trajmatch::cuda::weight_gradient {
 
 // Accumulators. With g = lane / 4 and t = lane % 4, sums[kx][m][n][2 r + e] belongs, among the
-// warp's channels, to input m * 16 + r * 8 + g and output n * 8 + 2 t + e. In half precision it
-// belongs to input 4 g + 2 m + r and output 8 t + 4 e + n.
+// warp's channels, to input m * 16 + row_of(r) and output n * 8 + 2 t + e.
 using Sums = float[3][2][4][4];
 
-// TF32: eight pixels in a row.
+// The order of the rows is free as long as operands and sums agree. In TF32, a lane has two
+// neighbouring channels, which it reads at once.
+template <bool half>
+__device__ __forceinline__ int row_of(int r) {
+  const int g = static_cast<int>(threadIdx.x) % kWarpSize / 4;
+  return half ? r * 8 + g : 2 * g + r;
+}
+
+// Where the lane reads, in floats from the first pixel of a product and the first channel of the
+// warp.
+template <class S>
+struct LanePlaces {
+  __device__ __forceinline__ LanePlaces() {
+    const int lane = static_cast<int>(threadIdx.x) % kWarpSize, matrix = lane / 8;
+    if constexpr (S::kHalf) {
+      // Rows of ldmatrix are pixels. Of the four matrices, two are pixels 8 to 15 and two the next
+      // eight channels.
+      x = (S::bordered(8) * (matrix / 2) + lane % 8) * S::Input::kPixel + matrix % 2 * 4;
+      dy = (8 * (matrix % 2) + lane % 8) * S::Output::kPixel + matrix / 2 * 4;
+    } else {
+      x = 2 * (lane % 4) * S::Input::kPixel + row_of<false>(0);
+      dy = 2 * (lane % 4) * S::Output::kPixel + lane / 4;
+    }
+  }
+  int x, dy;
+};
+
+// TF32: eight pixels in a row. Depth t of the product is pixel 2 t, and depth t + 4 is pixel
+// 2 t + 1. The inputs of the three taps kx are then four neighbouring pixels.
 template <class S>
 __device__ __forceinline__ void multiply_in_tf32(const float* x, const float* dy, Sums& sums) {
-  const int g = static_cast<int>(threadIdx.x) % kWarpSize / 4,
-            t = static_cast<int>(threadIdx.x) % 4;
   float b[4][2];
   TM_UNROLL
   for (int n = 0; n < 4; ++n) {
-    const int c = n * 8 + g;
-    const float* const from = dy + c / 4 * S::Output::kGroup + t * 4 + c % 4;
-    b[n][0] = round_to_tf32(from[0]);
-    b[n][1] = round_to_tf32(from[16]);
+    b[n][0] = dy[n * 8];
+    b[n][1] = dy[n * 8 + S::Output::kPixel];
   }
   TM_UNROLL
-  for (int kx = 0; kx < 3; ++kx) {
+  for (int m = 0; m < 2; ++m) {
+    float2 inputs[4];
     TM_UNROLL
-    for (int m = 0; m < 2; ++m) {
-      float a[4];
-      TM_UNROLL
-      for (int i = 0; i < 4; ++i) {
-        const int c = m * 16 + i % 2 * 8 + g;
-        a[i] = round_to_tf32(x[c / 4 * S::Input::kGroup + (t + i / 2 * 4 + kx) * 4 + c % 4]);
-      }
+    for (int i = 0; i < 4; ++i) {
+      inputs[i] = *reinterpret_cast<const float2*>(x + i * S::Input::kPixel + m * 16);
+    }
+    TM_UNROLL
+    for (int kx = 0; kx < 3; ++kx) {
+      const float a[4] = {inputs[kx].x, inputs[kx].y, inputs[kx + 1].x, inputs[kx + 1].y};
       TM_UNROLL
       for (int n = 0; n < 4; ++n) multiply_tf32(sums[kx][m][n], a, b[n]);
     }
   }
 }
 
-// A 4 x 4 transpose in registers: turns four channels of each of four pixels, as they lie in
-// memory, into words that hold two pixels of one channel.
-struct PixelPairs {
-  // Indexed by channel (0 to 3) and by pixels (0, 1) or (2, 3).
-  uint32_t pairs[4][2];
-
-  template <class Pixel>
-  __device__ __forceinline__ explicit PixelPairs(const Pixel& pixel) {
-    TM_UNROLL
-    for (int k = 0; k < 2; ++k) {
-      const float2 first = pixel(2 * k), second = pixel(2 * k + 1);
-      turn(first.x, second.x, k, 0);
-      turn(first.y, second.y, k, 2);
-    }
-  }
-
- private:
-  __device__ __forceinline__ void turn(float first, float second, int k, int channel) {
-    const uint32_t a = __float_as_uint(first), b = __float_as_uint(second);
-    pairs[channel][k] = (a & 0xffffu) | b << 16;
-    pairs[channel + 1][k] = a >> 16 | (b & 0xffff0000u);
-  }
-};
-
-// fp16 on tensor cores: 16 pixels. The depth of this product is pixels, so an operand word must
-// hold two pixels of one channel, but in memory a word holds two channels of one pixel. A lane
-// therefore reads four channels of four pixels and transposes them. The order of rows, columns and
-// depth is free as long as operands and sums agree.
+// Half precision: 16 pixels. ldmatrix transposes, so that a word has two pixels of one channel.
 template <class S>
 __device__ __forceinline__ void multiply_in_halves(const float* x, const float* dy, Sums& sums) {
-  const int g = static_cast<int>(threadIdx.x) % kWarpSize / 4,
-            t = static_cast<int>(threadIdx.x) % 4;
-  const auto at = [g](const float* pixel) {
-    return *reinterpret_cast<const float2*>(pixel + 2 * g);
+  const auto load = [](float (&words)[4], const float* from) {
+    load_transposed(words, reinterpret_cast<const float4*>(from));
   };
-  const PixelPairs outputs([&](int i) { return at(dy + (4 * i + t) * S::Output::kPixel); });
+  float outputs[2][4];  // b of n = 0 and 1, then of 2 and 3
+  TM_UNROLL
+  for (int i = 0; i < 2; ++i) load(outputs[i], dy + i * 8);
   TM_UNROLL
   for (int kx = 0; kx < 3; ++kx) {
-    const PixelPairs inputs(
-        [&](int i) { return at(x + (S::bordered(4 * i) + t + kx) * S::Input::kPixel); });
     TM_UNROLL
     for (int m = 0; m < 2; ++m) {
-      const uint32_t a[4] = {inputs.pairs[2 * m][0], inputs.pairs[2 * m + 1][0],
-                             inputs.pairs[2 * m][1], inputs.pairs[2 * m + 1][1]};
+      float a[4];
+      load(a, x + kx * S::Input::kPixel + m * 8);
       TM_UNROLL
-      for (int n = 0; n < 4; ++n) multiply_halves(sums[kx][m][n], a, outputs.pairs[n]);
+      for (int n = 0; n < 4; ++n) {
+        const float b[2] = {outputs[n / 2][n % 2 * 2], outputs[n / 2][n % 2 * 2 + 1]};
+        multiply_halves(sums[kx][m][n], a, b);
+      }
     }
   }
 }
 
-template <class S, ProductKind kind>
+template <class S>
 __device__ __forceinline__ void multiply(const float* x, const float* dy, Sums& sums) {
-  if constexpr (kind == ProductKind::kFp16) {
+  if constexpr (S::kHalf) {
     multiply_in_halves<S>(x, dy, sums);
   } else {
     multiply_in_tf32<S>(x, dy, sums);
@@ -106,30 +103,20 @@ __device__ __forceinline__ void multiply(const float* x, const float* dy, Sums& 
 
 // Writes the sums to weights [3 taps kx, channels, channels]. `to` points to the warp's first
 // channels.
-template <int channels, ProductKind kind>
+template <int channels, bool half>
 __device__ __forceinline__ void store(const Sums& sums, float* to) {
-  const int g = static_cast<int>(threadIdx.x) % kWarpSize / 4,
-            t = static_cast<int>(threadIdx.x) % 4;
+  const int t = static_cast<int>(threadIdx.x) % 4;
   TM_UNROLL
   for (int kx = 0; kx < 3; ++kx) {
     TM_UNROLL
     for (int m = 0; m < 2; ++m) {
       TM_UNROLL
       for (int r = 0; r < 2; ++r) {
-        const auto& own = sums[kx][m];
-        if constexpr (kind == ProductKind::kFp16) {
-          float* const at = to + (kx * channels + 4 * g + 2 * m + r) * channels + 8 * t;
-          TM_UNROLL
-          for (int e = 0; e < 2; ++e) {
-            *reinterpret_cast<float4*>(at + 4 * e) =
-                float4{own[0][2 * r + e], own[1][2 * r + e], own[2][2 * r + e], own[3][2 * r + e]};
-          }
-        } else {
-          float* const at = to + (kx * channels + m * 16 + r * 8 + g) * channels + 2 * t;
-          TM_UNROLL
-          for (int n = 0; n < 4; ++n) {
-            *reinterpret_cast<float2*>(at + n * 8) = float2{own[n][2 * r], own[n][2 * r + 1]};
-          }
+        float* const at = to + (kx * channels + m * 16 + row_of<half>(r)) * channels + 2 * t;
+        TM_UNROLL
+        for (int n = 0; n < 4; ++n) {
+          const float* const own = sums[kx][m][n] + 2 * r;
+          *reinterpret_cast<float2*>(at + n * 8) = float2{own[0], own[1]};
         }
       }
     }

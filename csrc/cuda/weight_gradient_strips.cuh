@@ -1,49 +1,49 @@
-// The two-stage shared-memory pipeline of a convolution's weight gradient. A step is a strip of
-// whole rows of x and dy. The copies of the next strip run while the block computes this one.
+// The three-stage shared-memory pipeline of a convolution's weight gradient. A step is a strip of
+// whole rows of x and dy. The copies of the next two strips run while the block computes this one.
 #pragma once
 
 #include <cstdint>
 
 #include "core/fused_convolution.h"
 #include "cuda/async_copy.cuh"
+#include "cuda/tensor_core.cuh"
 
 namespace trajmatch::cuda::weight_gradient {
 
 constexpr int kThreads = 256;
+constexpr int kStages = 3;
 
-// Shared-memory layout of an operand. Float32: [channels / 4, pixels, 4]. The pixel count is padded
-// as little as possible such that lanes that read four pixels of eight channels have no bank
-// conflicts. Half precision: [pixels, channels], two channels per float. A pixel is padded by 16
-// channels, so that lanes that read four channels each, of four pixels, have no bank conflicts.
-template <int pixels, int channels, bool half>
+// Shared-memory layout of an operand: [pixels, channels], with 16 more bytes after each pixel, so
+// that the lanes of a warp read without bank conflicts: the same 16 bytes of eight neighbouring
+// pixels, or 32 bytes of every second pixel. Copies are pieces of 16 bytes: four float32 or eight
+// half-precision channels.
+template <int pixels, int channels, int piece>
 struct Operand {
-  static constexpr int kChannels = channels;
-  static constexpr int kPixel = half ? channels / 2 + 8 : 4;  // floats from one pixel to the next
-  // floats from 4 channels to the next 4
-  static constexpr int kGroup = half ? 2 : ((pixels + 3) / 8 * 8 + 4) * 4;
-  static constexpr int kSize = half ? pixels * kPixel : channels / 4 * kGroup;
+  static constexpr int kPieces = channels / piece;
+  static constexpr int kPixel = 4 * (kPieces + 1);  // floats from one pixel to the next
+  static constexpr int kSize = pixels * kPixel;
+  static constexpr int kPixelsAtOnce = kThreads / kPieces;  // that the threads copy
 };
 
 template <int side, int channels, ProductKind kind>
 struct Strips {
   static constexpr bool kHalf = kind == ProductKind::kFp16;
-  static constexpr int kInWord = kHalf ? 2 : 1;                  // channels per float
+  static constexpr int kInFloat = kHalf ? 2 : 1;                 // channels per float
+  static constexpr int kPiece = 4 * kInFloat;                    // channels
   static constexpr int kInputs = channels < 64 ? channels : 64;  // input channels of a block
   static constexpr int kOutputs = channels;
   static constexpr int kParts = 8 / (kInputs / 32 * (kOutputs / 32));
-  // Pixels per strip. In half precision 128 pixels fit into shared memory, and the products are so
-  // fast that more barriers would cost too much.
-  static constexpr int kPixels = kHalf ? (side == 16 ? 128 : 64) : kParts == 8 ? 64 : 32;
-  static constexpr int kAtOnce = kHalf ? 16 : 8;  // pixels per call of multiply()
+  static constexpr int kPixels = kHalf || kParts == 8 ? 64 : 32;  // pixels per strip
+  static constexpr int kAtOnce = kHalf ? 16 : 8;                  // pixels per product
   static constexpr int kProducts = kPixels / kAtOnce;
   static constexpr int kRows = kPixels / side;
   static constexpr int kPitch = side + 2;
   static constexpr int kOfImage = side / kRows;
 
-  using Input = Operand<kRows * kPitch, kInputs, kHalf>;
-  using Output = Operand<kPixels, kOutputs, kHalf>;
+  using Input = Operand<kRows * kPitch, kInputs, kPiece>;
+  using Output = Operand<kPixels, kOutputs, kPiece>;
   static constexpr int kSize = Input::kSize + Output::kSize;
-  static constexpr size_t kBytes = 2 * kSize * sizeof(float);
+  static constexpr size_t kBytes = kStages * kSize * sizeof(float);
 
   // Index of a pixel of the strip in the bordered x, for tap kx = 0.
   TM_HD static constexpr int bordered(int pixel) { return pixel / side * kPitch + pixel % side; }
@@ -53,6 +53,8 @@ struct Strips {
 template <int side, int channels, ProductKind kind>
 class StripPipeline {
   using S = Strips<side, channels, kind>;
+  using Input = typename S::Input;
+  using Output = typename S::Output;
 
  public:
   // `swapped`: the second pair is computed first.
@@ -60,87 +62,129 @@ class StripPipeline {
                                            float* memory)
       : params_(params),
         memory_(memory),
-        swapped_(swapped),
         ky_(static_cast<int>(blockIdx.y) % 3),
-        first_input_(static_cast<int>(blockIdx.y) / 3 * S::kInputs) {
+        pairs_left_(params.pairs),
+        second_(swapped) {
     const int64_t batch = params.shape.batch, per = (batch + params.splits - 1) / params.splits;
     const int64_t begin = blockIdx.x * per < batch ? blockIdx.x * per : batch;
     const int64_t end = begin + per < batch ? begin + per : batch;
     first_image_ = blockIdx.z * batch + begin;
     strips_ = static_cast<int>(end - begin) * S::kOfImage;
     // The buffers start as zeros. The border columns of x keep them, because no copy writes there.
-    for (int i = static_cast<int>(threadIdx.x); i < 2 * S::kSize; i += kThreads) memory_[i] = 0.0f;
+    for (int i = static_cast<int>(threadIdx.x); i < kStages * S::kSize; i += kThreads) {
+      memory_[i] = 0.0f;
+    }
+    begin_pair();
     __syncthreads();
-    if (steps() > 0) start(0);
+    for (int i = 0; i + 1 < kStages; ++i) start();
+    copies_.template wait<kStages - 2>();
+    round(0);
   }
 
-  __device__ __forceinline__ int steps() const { return params_.pairs * strips_; }
   __device__ __forceinline__ int steps_of_pair() const { return strips_; }
-  // Starts the copies of the next step, then waits for those of this step.
-  __device__ __forceinline__ void begin(int step) {
-    if (step + 1 < steps()) {
-      start(step + 1);
-      copies_.template wait<1>();
-    } else {
-      copies_.template wait<0>();
-    }
+  // Waits for the copies of this step and for the products of the last one, then starts the copies
+  // of the second step after this one and rounds those of the first.
+  __device__ __forceinline__ void begin() {
+    copies_.template wait<S::kHalf ? kStages - 2 : 0>();
     __syncthreads();
+    stage_ = next(stage_);
+    start();
+    round(next(stage_));
   }
-  __device__ __forceinline__ void end() const { __syncthreads(); }
-  __device__ __forceinline__ const float* input(int step) const {
-    return memory_ + step % 2 * S::kSize;
-  }
-  __device__ __forceinline__ const float* output(int step) const {
-    return input(step) + S::Input::kSize;
-  }
+  __device__ __forceinline__ const float* input() const { return memory_ + stage_; }
+  __device__ __forceinline__ const float* output() const { return input() + Input::kSize; }
 
  private:
-  __device__ __forceinline__ void start(int step) {
-    // Select by comparison, for the reason given in cuda/convolution_pipeline.cuh.
-    const bool later = step >= strips_, second = later != swapped_;
-    const float* const x = second ? params_.pair[1].x : params_.pair[0].x;
-    const float* const grad_y = second ? params_.pair[1].grad_y : params_.pair[0].grad_y;
-    const int strip = later ? step - strips_ : step;
-    const int64_t image = first_image_ + strip / S::kOfImage;
-    const int first_row = strip % S::kOfImage * S::kRows;
-    const int64_t plane = image * params_.shape.image_size();
-    float* const to = memory_ + step % 2 * S::kSize;
-    copy<typename S::Input, true>(x + (plane + first_input_) / S::kInWord, first_row + ky_ - 1, to);
-    copy<typename S::Output, false>(grad_y + plane / S::kInWord, first_row, to + S::Input::kSize);
-    copies_.commit();
+  __device__ __forceinline__ static int next(int stage) {
+    return stage == (kStages - 1) * S::kSize ? 0 : stage + S::kSize;
+  }
+  // The piece and the first pixel of a strip that this thread copies.
+  template <class Operand>
+  __device__ __forceinline__ static int piece() {
+    return static_cast<int>(threadIdx.x) % Operand::kPieces;
+  }
+  template <class Operand>
+  __device__ __forceinline__ static int pixel() {
+    return static_cast<int>(threadIdx.x) / Operand::kPieces;
   }
 
-  // Copies the rows of a plane from `first_row` on. Rows outside the plane become zeros.
-  template <class Operand, bool is_bordered>
-  __device__ __forceinline__ void copy(const float* from, int first_row, float* to) {
-    constexpr int kPieces = Operand::kChannels / S::kInWord / 4;  // 16-byte pieces per pixel
-    for (int i = static_cast<int>(threadIdx.x); i < kPieces * S::kPixels; i += kThreads) {
-      int piece, pixel;
-      if constexpr (S::kHalf) {  // a warp copies whole pixels, each contiguous
-        piece = i % kPieces;
-        pixel = i / kPieces;
-      } else {  // a warp copies 64 bytes of each of 8 pixels: whole sectors, no bank conflicts
-        const int rest = i / 32;
-        piece = rest / (S::kPixels / 8) * 4 + i / 8 % 4;
-        pixel = rest % (S::kPixels / 8) * 8 + i % 8;
-      }
-      const int row = first_row + pixel / side;
-      const int place = is_bordered ? S::bordered(pixel) + 1 : pixel;
-      float* const at = to + place * Operand::kPixel + piece * (S::kHalf ? 4 : Operand::kGroup);
-      if (row >= 0 && row < side) {
-        copies_.start(at, from + (row * side + pixel % side) * (channels / S::kInWord) + piece * 4);
-      } else {
-        *reinterpret_cast<float4*>(at) = float4{0.0f, 0.0f, 0.0f, 0.0f};
+  // Sets the sources to the thread's first pieces of a pair.
+  __device__ __forceinline__ void begin_pair() {
+    constexpr int kAll = channels / S::kPiece;  // pieces of a pixel in memory
+    // Select by comparison, for the reason given in cuda/convolution_pipeline.cuh.
+    const float* const x = second_ ? params_.pair[1].x : params_.pair[0].x;
+    const float* const grad_y = second_ ? params_.pair[1].grad_y : params_.pair[0].grad_y;
+    const int64_t first = first_image_ * side * side;
+    const int first_input = static_cast<int>(blockIdx.y) / 3 * Input::kPieces;
+    // The rows of x lie ky - 1 rows below those of dy.
+    x_ = reinterpret_cast<const float4*>(x) + (first + (ky_ - 1) * side + pixel<Input>()) * kAll +
+         first_input + piece<Input>();
+    grad_y_ = reinterpret_cast<const float4*>(grad_y) + (first + pixel<Output>()) * kAll +
+              piece<Output>();
+    strip_ = 0;
+  }
+
+  // The places in a stage that this thread copies to.
+  __device__ __forceinline__ float4* input_place(int stage, int at) const {
+    // pixel() is in the first of the whole rows that the threads copy at once
+    const int pixel_at = S::bordered(pixel<Input>()) + S::bordered(at) + 1;
+    return reinterpret_cast<float4*>(memory_ + stage + pixel_at * Input::kPixel) + piece<Input>();
+  }
+  __device__ __forceinline__ float4* output_place(int stage, int at) const {
+    const int pixel_at = pixel<Output>() + at;
+    return reinterpret_cast<float4*>(memory_ + stage + Input::kSize + pixel_at * Output::kPixel) +
+           piece<Output>();
+  }
+
+  // Rounds to TF32 what this thread has copied to a stage.
+  __device__ __forceinline__ void round(int stage) const {
+    if constexpr (!S::kHalf) {
+      copy<Input>([&](int at) { round_to_tf32(input_place(stage, at)); });
+      copy<Output>([&](int at) { round_to_tf32(output_place(stage, at)); });
+    }
+  }
+
+  // Starts the copies of a step, if any is left, and moves on to the next.
+  __device__ __forceinline__ void start() {
+    if (strip_ < strips_ && pairs_left_ > 0) {
+      constexpr int kAll = channels / S::kPiece;
+      copied_ = next(copied_);
+      // Rows of x outside the plane become zeros.
+      const int first_row = strip_ % S::kOfImage * S::kRows + ky_ - 1;
+      copy<Input>([&](int at) {
+        const int row = first_row + (pixel<Input>() + at) / side;
+        copies_.start(input_place(copied_, at), x_ + at * kAll, row >= 0 && row < side);
+      });
+      copy<Output>([&](int at) { copies_.start(output_place(copied_, at), grad_y_ + at * kAll); });
+      x_ += S::kPixels * kAll;
+      grad_y_ += S::kPixels * kAll;
+      if (++strip_ == strips_) {
+        second_ = !second_;
+        if (--pairs_left_ > 0) begin_pair();
       }
     }
+    copies_.commit();  // an empty group when nothing is left, so that wait() counts steps
+  }
+
+  // Calls body with the first pixel of each part that the threads copy at once.
+  template <class Operand, class Body>
+  __device__ __forceinline__ static void copy(const Body& body) {
+    TM_UNROLL
+    for (int at = 0; at < S::kPixels; at += Operand::kPixelsAtOnce) body(at);
   }
 
   const FusedConvolutionWeight& params_;
   float* const memory_;
-  const bool swapped_;
-  const int ky_, first_input_;
+  const int ky_;
   int64_t first_image_;
-  int strips_;
+  int strips_;  // of a pair
+  // The next copies: sources, strip, and the pairs that are left.
+  const float4* x_ = nullptr;
+  const float4* grad_y_ = nullptr;
+  int strip_ = 0, pairs_left_;
+  bool second_;
+  // Offsets of the stages that the last copies fill and that the block computes.
+  int copied_ = (kStages - 1) * S::kSize, stage_ = (kStages - 1) * S::kSize;
   AsyncCopies copies_;
 };
 

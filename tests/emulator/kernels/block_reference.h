@@ -65,6 +65,7 @@ inline std::vector<double> held_by_tf32(std::vector<double> values) {
     const float single = static_cast<float>(value);
     uint32_t bits = 0;
     std::memcpy(&bits, &single, sizeof(bits));
+    if (std::isfinite(single)) bits += 0x1000u;
     bits &= ~0x1fffu;
     float kept = 0.0f;
     std::memcpy(&kept, &bits, sizeof(bits));

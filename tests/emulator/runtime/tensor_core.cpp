@@ -42,8 +42,11 @@ void multiply_tf32(float (&d)[4], const float (&a)[4], const float (&b)[2]) {
   }
 }
 
-void multiply_halves(float (&d)[4], const uint32_t (&a)[4], const uint32_t (&b)[2]) {
-  const WarpOperands operands({a[0], a[1], a[2], a[3], b[0], b[1]});
+void multiply_halves(float (&d)[4], const float (&a)[4], const float (&b)[2]) {
+  uint32_t own[6];
+  for (int i = 0; i < 4; ++i) own[i] = __float_as_uint(a[i]);
+  for (int i = 0; i < 2; ++i) own[4 + i] = __float_as_uint(b[i]);
+  const WarpOperands operands(own);
   const unsigned lane = threadIdx.x % kWarpSize, g = lane / 4, t = lane % 4;
   for (unsigned k = 0; k < 4; ++k) {
     const uint32_t* const row = operands.of(g * 4 + k);
