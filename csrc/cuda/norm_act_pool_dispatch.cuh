@@ -45,7 +45,8 @@ template <class T, class Slots, class Body>
 void with_kernel(const NormActPoolShape& shape, const Body& body) {
   with_pooling(shape.pooling, [&](auto pooling) {
     constexpr bool kHolds = std::is_same_v<T, float>;
-    const Plan plan = plan_blocks(shape, kHolds ? Slots::template windows<pooling()>() : 0);
+    const Plan plan =
+        plan_blocks(shape, kHolds ? Slots::template windows<pooling()>() : 0, kPlaneThreads<T>);
     if constexpr (kHolds) {
       if (plan.held) {
         return with_fixed_activation(shape.activation, [&](auto activation) {

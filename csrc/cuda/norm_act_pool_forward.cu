@@ -1,9 +1,9 @@
 // Norm, activation and pooling, forward: out, mean and 1 / standard deviation from x.
 //
 // Block and thread mapping: cuda/norm_act_pool_tiling.cuh. The mean is computed first, then the
-// squared deviations from it, which loses no accuracy when the mean is large. A thread of the held
-// kernel adds its own pixels in float32. All other sums are float64. Deterministic. No argument may
-// alias another.
+// squared deviations from it, which loses no accuracy when the mean is large. A thread adds its own
+// pixels in the dtype of the activations, compensated in the general kernel. All other sums are
+// float64. Deterministic. No argument may alias another.
 //
 // Bytes per activation in float32 for the held kernel: 4 read + 1 written with 2x2 pooling, 4 + 4
 // without. At the 4.3 TB/s of an H200, 100 images of 32 x 32 x 128 take 15 microseconds. The
@@ -24,7 +24,7 @@ struct ForwardSlots {
 };
 
 template <class T, Pooling pooling, bool held, class Act>
-__global__ void __launch_bounds__(plane_threads(held), 1)
+__global__ void __launch_bounds__(kPlaneThreads<T>, 1)
     norm_act_pool_forward_kernel(NormActPoolForward<T> p, Tiling tiling, Act activation) {
   constexpr int kSlots = ForwardSlots::windows<pooling>();
   TM_DYNAMIC_SHARED(double, shared);
@@ -42,7 +42,7 @@ __global__ void __launch_bounds__(plane_threads(held), 1)
     double sum[1] = {0.0};
     for_channels<held>(part, [&](int channel, bool active) {
       if (!active) return;
-      Partial<T, held> partial = 0;
+      Partial<T, held> partial{};
       for_windows<pooling, held, kSlots>(shape, [&](int slot, const Window<pooling>& window) {
         pixels.fetch(window, x + channel);
         for (int k = 0; k < kWindow<pooling>; ++k) {

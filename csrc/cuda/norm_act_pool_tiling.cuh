@@ -21,10 +21,14 @@
 
 namespace trajmatch::cuda {
 
-// Threads per block, at most. With 512 threads the held kernel has 128 registers per thread, and
-// the held pixels take about half of them. With 256 threads the general kernel has the registers
-// that float64 needs.
-constexpr int plane_threads(bool held) { return held ? 512 : 256; }
+// Threads per block, at most. With 512 threads each has 128 registers, of which the held pixels
+// take about half. Float64 needs more.
+template <class T>
+constexpr int kPlaneThreads = sizeof(T) == sizeof(float) ? 512 : 256;
+
+constexpr int kFewestLanes = 8;  // one whole 32-byte sector of float32
+// With fewer blocks, they take fewer lanes. About four per multiprocessor of the largest GPUs.
+constexpr int64_t kManyBlocks = 512;
 
 // Launch parameters of a kernel besides the shape.
 struct Tiling {
@@ -62,8 +66,6 @@ inline int64_t window_count(const NormActPoolShape& shape) {
 // Plans the held kernel, for up to `windows_held` windows per thread. False if the shape does not
 // fit.
 inline bool plan_held(const NormActPoolShape& shape, int windows_held, Plan& plan) {
-  constexpr int kFewestLanes = 8;       // one whole 32-byte sector
-  constexpr int64_t kManyBlocks = 512;  // about four per multiprocessor of the largest GPUs
   const int size = plan.tiling.group_size;
   const bool power_of_two = (size & (size - 1)) == 0;
   if (shape.groups == 0 || shape.elementwise || !power_of_two || size > kWarpSize) return false;
@@ -72,7 +74,7 @@ inline bool plan_held(const NormActPoolShape& shape, int windows_held, Plan& pla
     // Round up to whole warps: rows must be a multiple of 32 / lanes.
     const int64_t warp_rows = divide_up(rows, kWarpSize / lanes) * (kWarpSize / lanes);
     const int64_t tiles = divide_up(shape.channels, lanes);
-    if (warp_rows * lanes > plane_threads(true)) continue;
+    if (warp_rows * lanes > kPlaneThreads<float>) continue;
     plan.held = true;
     plan.lanes = plan.tiling.channels = lanes;
     plan.rows = static_cast<int>(warp_rows);
@@ -83,19 +85,24 @@ inline bool plan_held(const NormActPoolShape& shape, int windows_held, Plan& pla
   return plan.held;
 }
 
-inline void plan_general(const NormActPoolShape& shape, Plan& plan) {
+inline void plan_general(const NormActPoolShape& shape, int threads, Plan& plan) {
   const int size = plan.tiling.group_size;
   const int64_t width = size == 1 ? shape.channels : size;
   plan.lanes = 1;
   while (plan.lanes < width && plan.lanes < kWarpSize) plan.lanes *= 2;
-  plan.rows = plane_threads(false) / plan.lanes;
+  if (size == 1) {
+    const auto blocks = [&] { return shape.batch * divide_up(shape.channels, plan.lanes); };
+    while (plan.lanes > kFewestLanes && blocks() < kManyBlocks) plan.lanes /= 2;
+  }
+  plan.rows = threads / plan.lanes;
   plan.tiling.channels = size == 1 ? plan.lanes : size;
   plan.tiling.tiles = static_cast<int>(divide_up(shape.channels, plan.tiling.channels));
   plan.tiling.group_lanes = size == 1 ? 1 : plan.lanes;
 }
 
 // `windows_held`: windows per thread of the held kernel, or 0 if there is no held kernel.
-inline Plan plan_blocks(const NormActPoolShape& shape, int windows_held) {
+// `threads`: those of a block of the general kernel.
+inline Plan plan_blocks(const NormActPoolShape& shape, int windows_held, int threads) {
   const int64_t image = shape.pixels() * shape.channels;
   if (image > INT32_MAX) {
     throw std::length_error("trajmatch: one image has " + std::to_string(image) +
@@ -105,7 +112,9 @@ inline Plan plan_blocks(const NormActPoolShape& shape, int windows_held) {
   const int64_t size = shape.groups == 0 ? 1 : shape.channels / shape.groups;
   plan.tiling.group_size = static_cast<int>(size);
   plan.tiling.inverse_count = 1.0 / static_cast<double>(size * shape.pixels());
-  if (windows_held == 0 || !plan_held(shape, windows_held, plan)) plan_general(shape, plan);
+  if (windows_held == 0 || !plan_held(shape, windows_held, plan)) {
+    plan_general(shape, threads, plan);
+  }
   plan.blocks = grid_size(shape.batch * plan.tiling.tiles);
   return plan;
 }

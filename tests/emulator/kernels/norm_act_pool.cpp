@@ -325,8 +325,9 @@ std::vector<testing::Case> sizes() {
                        const NormActPoolShape shape =
                            shape_of(one.size, one.norm, Activation::kRelu, one.pooling);
                        const int slots = one.pooling == Pooling::kNone ? 32 : 8;
-                       testing::expect(trajmatch::cuda::plan_blocks(shape, slots).held == one.held,
-                                       "another kernel was chosen");
+                       testing::expect(
+                           trajmatch::cuda::plan_blocks(shape, slots, 512).held == one.held,
+                           "another kernel was chosen");
                        check_all(shape, Options{0x7f});
                      }});
   }
@@ -336,8 +337,9 @@ std::vector<testing::Case> sizes() {
 void check_refused() {
   NormActPoolShape shape =
       shape_of({1, 65536, 32768, 1}, Norm::kInstance, Activation::kRelu, Pooling::kNone);
-  testing::expect_contains(testing::message_of([&] { trajmatch::cuda::plan_blocks(shape, 0); }),
-                           "one image has 2147483648 activations");
+  testing::expect_contains(
+      testing::message_of([&] { trajmatch::cuda::plan_blocks(shape, 0, 512); }),
+      "one image has 2147483648 activations");
 }
 
 }  // namespace
