@@ -172,7 +172,7 @@ class Slices:
             done = store.num_experts
             if store.missing():
                 train_experts(replace(config, num_experts=done))
-        at_once = config.workers or automatic_workers(config.device, config.width)
+        at_once = config.workers or automatic_workers(config.device)
         for piece in self.pieces(
             part, done, config.num_experts, until, at_once, SECONDS_OF_EXPERTS
         ):

@@ -59,7 +59,7 @@ class Ticks:
 @pytest.fixture(autouse=True)
 def one_expert_at_a_time(monkeypatch) -> None:
     """Wherever these tests run: the number decides how the work is cut up."""
-    monkeypatch.setattr(slices, "automatic_workers", lambda device, width: 1)
+    monkeypatch.setattr(slices, "automatic_workers", lambda device: 1)
     monkeypatch.setattr(program, "CHECKPOINT_EVERY", 4)
 
 
@@ -94,7 +94,7 @@ def whole(tmp_path_factory, few) -> tuple[Path, dict]:
     """The smoke recipe, done at once."""
     out = tmp_path_factory.mktemp("whole")
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(slices, "automatic_workers", lambda device, width: 1)
+        patch.setattr(slices, "automatic_workers", lambda device: 1)
         patch.setattr(program, "CHECKPOINT_EVERY", 4)
         return out, start(out, data=few)
 
