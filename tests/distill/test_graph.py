@@ -235,12 +235,20 @@ def test_a_network_that_the_engine_does_not_know_has_no_graph() -> None:
 @pytest.mark.cuda
 @pytest.mark.parametrize("together", [1, 3])
 @pytest.mark.parametrize("augmented", [False, True])
-def test_a_cuda_graph_gives_what_the_functions_give(together, augmented) -> None:
+@pytest.mark.parametrize("on_host", [False, True])
+def test_a_cuda_graph_gives_what_the_functions_give(together, augmented, on_host) -> None:
     objective = objective_on("cuda")
     graph = Reading(objective, cuda_graph)
     choices = {"together": together, "augmented": augmented, "device": "cuda"}
+
+    def moved(match: Match) -> Match:
+        kind, tensors = objective.inputs(match)
+        return objective.with_inputs(kind, [each.cpu().pin_memory() for each in tensors])
+
     for number in range(5):
-        results = graph(*drawn(number, objective=objective, **choices))
+        tasks, *rest = drawn(number, objective=objective, **choices)
+        # tasks on the host are dropped after the call, as in a run
+        results = graph([*map(moved, tasks)] if on_host else tasks, *rest)
         wanted = gradients_of(objective, *drawn(number, objective=objective, **choices))
         for result, exact in zip(results, wanted, strict=True):
             assert result.loss == pytest.approx(exact.loss, rel=1e-5)

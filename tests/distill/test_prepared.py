@@ -24,14 +24,16 @@ def test_the_state_is_as_if_nothing_was_drawn_ahead(configure, matches: int) -> 
         outer_iteration(problem, state)
         for each in range(matches):
             plain.draw(number, each, 6)
-        now, wanted = state.draws.state_dict(), plain.state_dict()
+        now, wanted = state.random_state, plain.state_dict()
         assert now.keys() == wanted.keys()
         assert all(torch.equal(now[name], value) for name, value in wanted.items())
     assert state.prepared is None
 
 
-def test_a_device_at_work_waits_for_no_draws(configure, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Between the reading of results and the next computation, no task is made."""
+def test_tasks_are_made_between_launch_and_reading(
+    configure, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """So the device does not wait for draws after the results are read."""
     problem = prepare(configure(dsa="color_crop", iterations=3))
     state, events = problem.initial_state(), []
 

@@ -34,7 +34,7 @@ def save(path: Path, state: State, identity: dict[str, Any]) -> None:
             **{f"{k}.{name}": m for name, each in moving.items() for k, m in each.moments.items()},
             **_named("average", state.average),
             **_named("best", state.best_values),
-            **_named("draws", state.draws.state_dict()),
+            **_named("draws", state.random_state),
         },
         {
             "format": FORMAT,

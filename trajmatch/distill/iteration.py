@@ -25,7 +25,7 @@ def outer_iteration(
     compute: Compute | None = None,
     division: Division | None = None,
 ) -> tuple[dict[str, Any], Fault | None]:
-    """Advance ``state`` in place by one outer iteration.
+    """Advance ``state`` in place by one outer iteration, and make the tasks of the next one.
 
     ``compute`` calculates the gradients, by default one task after another. ``division`` assigns
     tasks to ranks; by default there is a single process.
@@ -44,14 +44,12 @@ def outer_iteration(
         division.ranks.broadcast_(value)
         state.parameters[name] = OuterParameter.new(value)
     ready = state.prepared or _prepared(problem, state, division, state.iteration)
-    state.draws.load_state_dict(ready.random_state)
     draws, parameters = ready.draws, leaves(state.parameters, problem.device)
     results = compute(ready.tasks, parameters)
-    # Make the next tasks now: the device is still computing, and `read` waits for it.
-    following = state.iteration + 1
-    state.prepared = (
-        _prepared(problem, state, division, following) if following < config.iterations else None
-    )
+    # Make the next tasks now: the device may still be computing, and `read` waits for it.
+    state.prepared = None
+    if state.iteration + 1 < config.iterations:
+        state.prepared = _prepared(problem, state, division, state.iteration + 1)
     gradients = division.gather(read(results, parameters), len(draws))
     gradient = mean_gradient(gradients)
     update = {
@@ -93,13 +91,11 @@ def outer_iteration(
 
 
 def _prepared(problem: Problem, state: State, division: Division, iteration: int) -> Prepared:
-    """Draw and make the tasks of an iteration; the random state of the run stays as it is."""
+    """Draw and make the tasks of an iteration."""
     images, before = len(state.parameters[LABELS].value), state.draws.state_dict()
     # Every rank draws all tasks, so the random streams stay equal.
     draws = [state.draws.draw(iteration, k, images) for k in range(problem.config.matches)]
-    after = state.draws.state_dict()
-    state.draws.load_state_dict(before)
-    return Prepared(draws, [problem.objective.task(each) for each in division.own(draws)], after)
+    return Prepared(before, draws, [problem.objective.task(each) for each in division.own(draws)])
 
 
 def _drawn(draws: Sequence[Draw], gradients: Sequence[OuterGradient]) -> dict[str, Any]:

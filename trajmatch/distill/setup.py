@@ -82,8 +82,8 @@ class Setup:
             raise UserError(f"{purpose} needs --experts, a store that `trajmatch expert` makes")
         return self.experts
 
-    def staged(self, tensor: Tensor) -> Tensor:
-        """Return host memory that is copied to the device while the host goes on."""
+    def pinned(self, tensor: Tensor) -> Tensor:
+        """Return a host tensor in pinned memory, which a GPU copies without blocking the host."""
         return tensor.pin_memory() if self.device.type == "cuda" else tensor
 
     def synthetic_set(self, parameters: Tensors) -> SyntheticSet:

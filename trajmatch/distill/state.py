@@ -55,26 +55,26 @@ class Prepared:
     """Tasks of an outer iteration, made ahead.
 
     Attributes:
+        random_state: ``Draws.state_dict`` before the random choices.
         draws: Random choices of all tasks.
         tasks: This rank's tasks.
-        random_state: ``Draws.state_dict`` after the choices.
     """
 
+    random_state: Tensors
     draws: list[Draw]
     tasks: list[Any]
-    random_state: Tensors
 
 
 @dataclass(kw_only=True)
 class State(Progress):
-    """State of a run, as saved in checkpoints but for ``prepared``.
+    """State of a run; checkpoints have all of it except ``prepared``.
 
     Attributes:
         parameters: Outer parameters, by name.
-        draws: Random state.
+        draws: Source of the random choices, those for ``prepared`` included.
         average: Moving averages of the images' parameters, by name; empty without ``--ema``.
         best_values: Outer parameters after the best iteration, by name.
-        prepared: Tasks of the next iteration, or None; ``draws`` is the state before their choices.
+        prepared: Tasks of the next iteration, if they are made already.
     """
 
     parameters: dict[str, OuterParameter]
@@ -82,6 +82,11 @@ class State(Progress):
     average: dict[str, Tensor] = field(default_factory=dict)
     best_values: Tensors = field(default_factory=dict)
     prepared: Prepared | None = None
+
+    @property
+    def random_state(self) -> Tensors:
+        """Random state before the choices of the next iteration."""
+        return self.draws.state_dict() if self.prepared is None else self.prepared.random_state
 
     @property
     def step_size(self) -> float:

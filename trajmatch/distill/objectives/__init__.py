@@ -37,7 +37,7 @@ class Plan:
         return f", {self.micro_batch} images at a time" if self.micro_batch else ""
 
 
-#: Results of :meth:`Objective.differentiate`, on the device.
+#: Results of one task (:meth:`Objective.differentiate`), on the device.
 Results = Sequence[Tensor]
 
 
@@ -63,7 +63,7 @@ class Draws(ABC):
         """
 
     def state_dict(self) -> dict[str, Tensor]:
-        """Return the state as tensors."""
+        """Return the state as new tensors."""
         return {name: stream.get_state() for name, stream in self.streams.items()}
 
     def load_state_dict(self, tensors: Tensors) -> None:
@@ -94,8 +94,10 @@ class Objective(ABC):
     def task(self, draw: Any) -> Any:
         """Load the data and expert parameters of a task.
 
-        This happens while the device works on earlier tasks, so tensors that stay on the host until
-        :meth:`differentiate` moves them save time.
+        The loop calls this one iteration ahead, while the device may still work on earlier tasks.
+        So the task must not share memory with them that it changes, nor depend on
+        :meth:`renewed`. A copy to the device waits for that work, unless :meth:`differentiate`
+        makes it, from tensors that ``Setup.pinned`` returned.
         """
 
     @abstractmethod
@@ -159,7 +161,9 @@ def read(results: Sequence[Results], parameters: Tensors) -> list[OuterGradient]
     names = [name for name, value in parameters.items() if value.requires_grad]
     remembered = of_memory(parameters)
     # One copy to the host for all scalars, because each copy waits for the device.
-    numbers = torch.stack([each.double() for own in results for each in own if each.dim() == 0])
+    device = results[0][0].device
+    scalars = [each for own in results for each in own if each.dim() == 0]
+    numbers = torch.stack([each.to(device, torch.float64) for each in scalars])
     rows = iter(numbers.cpu())
     gradients = []
     for own in results:

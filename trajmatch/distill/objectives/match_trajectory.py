@@ -127,21 +127,20 @@ class MatchTrajectory(OfStudents):
         if settings.perturb:
             noise = generator(settings.seed, "distill", "perturbation", *draw.names)
             start = perturbed(setup.model, start, settings.perturb, noise)
-        sizes, rows = tuple(map(len, draw.batches)), None
+        sizes, rows, pinned = tuple(map(len, draw.batches)), None, setup.pinned
         if setup.dsa.spec != "none":
             augment = setup.dsa.replay(derive_seed(settings.seed, "distill", "dsa", *draw.names))
-            place = setup.shape[1:]
-            rows = [augment.dsa_parameters(step, n, *place) for step, n in enumerate(sizes)]
-        staged = setup.staged
+            drawn = [augment.dsa_parameters(i, n, *setup.shape[1:]) for i, n in enumerate(sizes)]
+            rows = pinned(torch.cat(drawn))
         return Match(
-            start=staged(start),
+            start=pinned(start),
             expert={
-                epoch: staged(store.snapshot(draw.expert, draw.start_epoch + epoch))
+                epoch: pinned(store.snapshot(draw.expert, draw.start_epoch + epoch))
                 for epoch in self.loss.expert_epochs(len(sizes))
             },
             sizes=sizes,
-            indices=staged(torch.cat([*draw.batches])),
-            dsa_rows=None if rows is None else staged(torch.cat(rows)),
+            indices=pinned(torch.cat([*draw.batches])),
+            dsa_rows=rows,
             loss_scale=balance(draw.start_epoch, self.window.maximum) if settings.balance else 1.0,
             iteration=torch.tensor(draw.names[0]),
         )
@@ -195,11 +194,14 @@ class MatchTrajectory(OfStudents):
 
     def inputs(self, task: Match) -> tuple[Any, list[Tensor]]:
         """Split a match into its shapes and the tensors that a CUDA graph reads."""
-        tensors = [task.start, *task.expert.values(), task.indices]
-        tensors.append(torch.as_tensor(task.loss_scale, dtype=task.start.dtype))
-        tensors.append(torch.as_tensor(task.iteration))
-        if task.dsa_rows is not None:
-            tensors.append(task.dsa_rows)
+        tensors = [
+            task.start,
+            *task.expert.values(),
+            task.indices,
+            torch.as_tensor(task.loss_scale, dtype=task.start.dtype),
+            torch.as_tensor(task.iteration),
+            *([] if task.dsa_rows is None else [task.dsa_rows]),
+        ]
         return (task.sizes, tuple(task.expert), task.dsa_rows is not None), tensors
 
     def with_inputs(self, kind: Any, inputs: Sequence[Tensor]) -> Match:
@@ -215,7 +217,8 @@ class MatchTrajectory(OfStudents):
         if task.start.device.type == device.type:
             return task
         kind, tensors = self.inputs(task)
-        return self.with_inputs(kind, [each.to(device, non_blocking=True) for each in tensors])
+        pinned = map(self.setup.pinned, tensors)
+        return self.with_inputs(kind, [each.to(device, non_blocking=True) for each in pinned])
 
     def batch_sizes(self, images: int) -> list[int]:
         """Return the batch size of each student step of a match."""

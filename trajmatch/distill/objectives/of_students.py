@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any, Self
@@ -69,9 +68,3 @@ def student_batches(
     while len(batches) < steps:
         batches.extend(torch.randperm(count, generator=generator).split(sizes))
     return batches[:steps]
-
-
-def moved(batches: Sequence[Tensor], device: torch.device) -> Sequence[Tensor]:
-    """Move index vectors to a device."""
-    # One copy for all, because each copy blocks the host.
-    return torch.cat([*batches]).to(device).split([*map(len, batches)])

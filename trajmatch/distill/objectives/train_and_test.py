@@ -20,7 +20,7 @@ from trajmatch import networks, ops
 from trajmatch.data.preprocessing import Normalise
 from trajmatch.distill import objectives
 from trajmatch.distill.objectives import Plan
-from trajmatch.distill.objectives.of_students import OfStudents, moved, student_batches
+from trajmatch.distill.objectives.of_students import OfStudents, student_batches
 from trajmatch.distill.parameters import fresh_leaves
 from trajmatch.distill.setup import Setup
 from trajmatch.images.parametrisation import Tensors
@@ -106,7 +106,9 @@ class TrainAndTest(OfStudents):
         # Streams named by iteration and student: a resumed run draws the same student.
         names = (setup.config.seed, "distill", "student", *draw.names)
         fresh = networks.initialise(copy.deepcopy(setup.model), generator(*names, "start"))
-        there = replace(draw, batches=moved(draw.batches, device), rows=draw.rows.to(device))
+        # One copy for all batches, because each copy blocks the host.
+        batches = torch.cat([*draw.batches]).to(device).split([*map(len, draw.batches)])
+        there = replace(draw, batches=batches, rows=draw.rows.to(device))
         student = Student(there, networks.flat_parameters(fresh))
         if setup.dsa.spec == "none":
             return student
