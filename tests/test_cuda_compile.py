@@ -58,11 +58,11 @@ INSTRUCTIONS = {
     "first_layer_backward_kernel<3>": 3900,
     "first_layer_backward_tangent_kernel<3>": 3700,
 }
-#: Most instructions for each product in the main loops of the deep blocks' kernels, with tiles of
-#: 128 channels: in TF32 (kind 0), in three TF32 products (1) and in half precision (2).
+#: Most instructions for each product in the main loops of the deep blocks' kernels, with the widest
+#: tiles: in TF32 (kind 0), in three TF32 products (1) and in half precision (2).
 PER_PRODUCT = {
     r"fused_(block|convolution)_\w*kernel<.*Tile<\d+, 128>, .*\)0>": 2.4,
-    r"fused_block_\w*kernel<.*Tile<\d+, 128>, .*\)1>": 3.8,
+    r"fused_block_\w*kernel<.*Tile<\d+, 64>, .*\)1>": 6.5,
     r"fused_(block|convolution)_\w*kernel<.*Tile<\d+, 128>, .*\)2>": 2.0,
     r"fused_convolution_weight_kernel<\d+, 128, .*\)0>": 4.5,
     r"fused_convolution_weight_kernel<\d+, 128, .*\)2>": 2.5,
@@ -114,7 +114,7 @@ def inner_loops(instructions: list[tuple[int, str, str]]) -> Iterator[Counter[st
 
 
 @pytest.mark.parametrize(
-    ("sources", "kernels"), [("f*", 62), pytest.param("*", 150, marks=pytest.mark.slow)]
+    ("sources", "kernels"), [("f*", 60), pytest.param("*", 150, marks=pytest.mark.slow)]
 )
 def test_the_machine_code_keeps_to_its_budgets(sources: str, kernels: int, tmp_path: Path) -> None:
     sizes, moving, long, known = {}, {}, {}, set()

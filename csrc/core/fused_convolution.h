@@ -46,11 +46,15 @@ struct FusedConvolutionShape {
   bool fits() const {
     return (size == 16 || size == 8) && (channels == 32 || channels == 64 || channels == 128);
   }
+  // The most output channels of a thread block. kTf32x3 has no registers for 128.
+  int64_t widest_tile(ProductKind kind) const {
+    return kind == ProductKind::kTf32x3 && channels > 64 ? 64 : channels;
+  }
   // Output channels per thread block. Every block reads all of its images, so the tile is as wide
   // as possible while there are still enough blocks for half the multiprocessors of an H200.
-  int64_t tile_channels() const {
+  int64_t tile_channels(ProductKind kind) const {
     constexpr int64_t kEnoughBlocks = 66;
-    int64_t tile = channels;
+    int64_t tile = widest_tile(kind);
     while (tile > 32 && trajectories * image_blocks() * (channels / tile) < kEnoughBlocks) {
       tile /= 2;
     }
@@ -86,7 +90,7 @@ struct FusedConvolution {
   };
   FusedConvolutionShape shape;
   ProductKind kind;
-  int64_t tile_channels;  // 32, 64 or 128, at most C
+  int64_t tile_channels;  // 32, 64 or 128, at most shape.widest_tile(kind)
   int terms;              // 1 or 2
   Term term[2];
   float* y;  // [K, B, S, S, C]

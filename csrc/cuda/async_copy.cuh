@@ -47,11 +47,13 @@ class AsyncCopies {
 #else
 
 // The emulator makes each copy at the last moment allowed, so that a missing wait gives wrong
-// results.
+// results, or under other schedules at once, so that a copy over data in use does.
 class AsyncCopies {
  public:
   void start(float4* to, const float4* from, bool exists = true) {
-    open_.emplace_back(to, exists ? from : nullptr);
+    const std::pair<float4*, const float4*> copy(to, exists ? from : nullptr);
+    if (::emulator::copies_at_once()) return make(copy);
+    open_.push_back(copy);
   }
   void commit() {
     groups_.push_back(std::move(open_));
@@ -60,14 +62,15 @@ class AsyncCopies {
   template <int latest>
   void wait() {
     while (groups_.size() > latest) {
-      for (const auto& [to, from] : groups_.front()) {
-        *to = from == nullptr ? float4{0.0f, 0.0f, 0.0f, 0.0f} : *from;
-      }
+      for (const auto& copy : groups_.front()) make(copy);
       groups_.pop_front();
     }
   }
 
  private:
+  static void make(const std::pair<float4*, const float4*>& copy) {
+    *copy.first = copy.second == nullptr ? float4{0.0f, 0.0f, 0.0f, 0.0f} : *copy.second;
+  }
   std::vector<std::pair<float4*, const float4*> > open_;
   std::deque<std::vector<std::pair<float4*, const float4*> > > groups_;
 };

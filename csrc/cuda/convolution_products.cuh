@@ -20,41 +20,41 @@ __device__ __forceinline__ void split(float (&words)[count], float (&rest)[count
   }
 }
 
-// Adds the products of a chunk of input channels at one tap. `pixels` and `weights` are the places
-// that this lane reads for ldmatrix (lane_pixel(), lane_weight()), at the tap. For kTf32 and kFp16
-// they are rounded already.
+// Adds the products of two pieces of input channels at one tap. `pixels` and `weights` are the
+// places that this lane reads for ldmatrix (lane_pixel(), lane_weight()), at the tap. For kTf32 and
+// kFp16 they are rounded already.
 template <class Tile, ProductKind kind>
 __device__ __forceinline__ void multiply(const float4* pixels, const float4* weights,
                                          typename Tile::Sums& sums) {
-  using C = Chunk<Tile, kind>;
   constexpr bool kThree = kind == ProductKind::kTf32x3;
+  float a[Tile::kRowTiles][4], a_rest[Tile::kRowTiles][4];
   TM_UNROLL
-  for (int k = 0; k < C::kPieces; k += 2) {  // the depth of a product is two pieces
-    float a[Tile::kRowTiles][4], a_rest[Tile::kRowTiles][4];
+  for (int m = 0; m < Tile::kRowTiles; ++m) {
+    load_matrices(a[m], pixels + Place<Tile>::bordered_step(m));
+    if constexpr (kThree) split(a[m], a_rest[m]);
+  }
+  TM_UNROLL
+  for (int n = 0; n < Tile::kColumnTiles; n += 2) {
+    float two[4];
+    load_matrices(two, weights + n * 8);
     TM_UNROLL
-    for (int m = 0; m < Tile::kRowTiles; ++m) {
-      load_matrices(a[m], pixels + k * C::kPlane + Place<Tile>::bordered_step(m));
-      if constexpr (kThree) split(a[m], a_rest[m]);
-    }
-    TM_UNROLL
-    for (int n = 0; n < Tile::kColumnTiles; n += 2) {
-      float two[4];
-      load_matrices(two, weights + k * Tile::kChannels + n * 8);
+    for (int i = 0; i < 2; ++i) {
+      float b[2] = {two[2 * i], two[2 * i + 1]}, b_rest[2];
+      if constexpr (kThree) split(b, b_rest);
       TM_UNROLL
-      for (int i = 0; i < 2; ++i) {
-        float b[2] = {two[2 * i], two[2 * i + 1]}, b_rest[2];
-        if constexpr (kThree) split(b, b_rest);
-        TM_UNROLL
-        for (int m = 0; m < Tile::kRowTiles; ++m) {
-          if constexpr (kind == ProductKind::kFp16) {
-            multiply_halves(sums[m][n + i], a[m], b);
-          } else {
-            if constexpr (kThree) {  // all as exact as float32 but for low * low
-              multiply_tf32(sums[m][n + i], a_rest[m], b);
-              multiply_tf32(sums[m][n + i], a[m], b_rest);
-            }
-            multiply_tf32(sums[m][n + i], a[m], b);
-          }
+      for (int m = 0; m < Tile::kRowTiles; ++m) {
+        if constexpr (kind == ProductKind::kFp16) {
+          multiply_halves(sums[m][n + i], a[m], b);
+        } else if constexpr (kThree) {
+          // Tensor cores cut sums off instead of rounding them, so long sums are added outside.
+          float part[4] = {0.0f, 0.0f, 0.0f, 0.0f};
+          multiply_tf32(part, a_rest[m], b);
+          multiply_tf32(part, a[m], b_rest);
+          multiply_tf32(part, a[m], b);
+          TM_UNROLL
+          for (int j = 0; j < 4; ++j) sums[m][n + i][j] += part[j];
+        } else {
+          multiply_tf32(sums[m][n + i], a[m], b);
         }
       }
     }
@@ -107,6 +107,7 @@ __device__ __forceinline__ TermScales term_scales(const FusedConvolution& params
 template <class Tile, ProductKind kind>
 __device__ __forceinline__ void convolve(const FusedConvolution& params, const Place<Tile>& place,
                                          float* memory, typename Tile::Sums& sums) {
+  using C = Chunk<Tile, kind>;
   TM_UNROLL
   for (int m = 0; m < Tile::kRowTiles; ++m) {
     TM_UNROLL
@@ -122,9 +123,16 @@ __device__ __forceinline__ void convolve(const FusedConvolution& params, const P
       pipeline.begin();
       const float4* const pixels = pipeline.input() + pixel;
       const float4* const weights = pipeline.weights() + weight;
-      TM_UNROLL
-      for (int kx = 0; kx < 3; ++kx) {
-        multiply<Tile, kind>(pixels + kx, weights + kx * Chunk<Tile, kind>::kTapSize, sums);
+      const auto add = [&](int kx, int piece) {
+        multiply<Tile, kind>(pixels + kx + piece * C::kPlane,
+                             weights + kx * C::kTapSize + piece * Tile::kChannels, sums);
+      };
+      if constexpr (kind == ProductKind::kTf32x3) {  // unrolled, it has too few registers
+        TM_NO_UNROLL
+        for (int i = 0; i < 3 * C::kPieces / 2; ++i) add(i / 2, i % 2 * 2);
+      } else {
+        TM_UNROLL
+        for (int i = 0; i < 3 * C::kPieces / 2; ++i) add(i / 2, i % 2 * 2);
       }
     }
   };

@@ -128,11 +128,12 @@ void with_tile(const FusedConvolution& params, const Body& body) {
       case ProductKind::kTf32:
         return body(tile, std::integral_constant<ProductKind, ProductKind::kTf32>());
       case ProductKind::kTf32x3:
-        if constexpr (precise) {
+        if constexpr (precise && decltype(tile)::kChannels < 128) {
           return body(tile, std::integral_constant<ProductKind, ProductKind::kTf32x3>());
         }
         throw std::invalid_argument(
-            "trajmatch: three TF32 products are made in the forward pass alone");
+            "trajmatch: three TF32 products are made in the forward pass alone, by blocks of 32 or "
+            "64 channels");
       case ProductKind::kFp16:
         return body(tile, std::integral_constant<ProductKind, ProductKind::kFp16>());
     }

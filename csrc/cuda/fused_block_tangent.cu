@@ -24,10 +24,11 @@ __global__ void __launch_bounds__(kThreads, 1) fused_block_tangent_kernel(FusedB
   convolve<Tile, kind>(p.convolution, place, memory, y_tangent);
   store(shape, place, y_tangent, p.convolution.y);
 
-  // y at accumulator i of piece (m, n). The image must exist. y is read twice, because registers
-  // are scarce.
-  const auto y_at = [&](int m, int n, int i) {
-    return p.y[place.offset(shape, m, n) + i / 2 * Tile::kSide * shape.channels + i % 2];
+  // y at the accumulators of row r of piece (m, n). The image must exist. y is read twice, because
+  // registers are scarce.
+  const auto y_at = [&](int m, int n, int r) {
+    return *reinterpret_cast<const float2*>(p.y + place.offset(shape, m, n) +
+                                            r * Tile::kSide * shape.channels);
   };
   // convolve() is done with the shared memory, so the sums can use it.
   const ImageSums<Tile> values(place, memory);
@@ -38,16 +39,19 @@ __global__ void __launch_bounds__(kThreads, 1) fused_block_tangent_kernel(FusedB
     // sums of y' and of xh y'; the latter is also that of xh (y' - m')
     float value[2] = {0.0f, 0.0f}, product[2] = {0.0f, 0.0f};
     if (exists) {
+      const float* const mean = p.mean + statistic(shape, place, n);
+      const float* const rstd = p.rstd + statistic(shape, place, n);
       TM_UNROLL
-      for (int e = 0; e < 2; ++e) {
-        const float mean = p.mean[statistic(shape, place, n) + e];
-        const float rstd = p.rstd[statistic(shape, place, n) + e];
+      for (int m = 0; m < Tile::kRowTiles; ++m) {
         TM_UNROLL
-        for (int m = 0; m < Tile::kRowTiles; ++m) {
+        for (int r = 0; r < 2; ++r) {
+          const float2 two = y_at(m, n, r);
+          const float y[2] = {two.x, two.y};
           TM_UNROLL
-          for (int i = e; i < 4; i += 2) {
-            value[e] += y_tangent[m][n][i];
-            product[e] += normalised(y_at(m, n, i), mean, rstd) * y_tangent[m][n][i];
+          for (int e = 0; e < 2; ++e) {
+            const float tangent = y_tangent[m][n][2 * r + e];
+            value[e] += tangent;
+            product[e] += normalised(y[e], mean[e], rstd[e]) * tangent;
           }
         }
       }
@@ -87,14 +91,18 @@ __global__ void __launch_bounds__(kThreads, 1) fused_block_tangent_kernel(FusedB
     for (int m = 0; m < Tile::kRowTiles; ++m) {
       float pooled[2] = {0.0f, 0.0f};
       TM_UNROLL
-      for (int i = 0; i < 4; ++i) {
-        const int e = i % 2;
-        const float xh = normalised(y_at(m, n, i), mean[e], rstd[e]);
-        const float xh_tangent =
-            normalised_tangent(y_tangent[m][n][i], mean_tangent[e], rstd[e], projection[e], xh);
-        const float z_tangent =
-            affine_tangent(weight[e], weight_tangent[e], bias_tangent[e], xh, xh_tangent);
-        pooled[e] += weight[e] * xh + bias[e] <= 0.0f ? 0.0f : z_tangent;
+      for (int r = 0; r < 2; ++r) {
+        const float2 two = y_at(m, n, r);
+        const float y[2] = {two.x, two.y};
+        TM_UNROLL
+        for (int e = 0; e < 2; ++e) {
+          const float xh = normalised(y[e], mean[e], rstd[e]);
+          const float xh_tangent = normalised_tangent(y_tangent[m][n][2 * r + e], mean_tangent[e],
+                                                      rstd[e], projection[e], xh);
+          const float z_tangent =
+              affine_tangent(weight[e], weight_tangent[e], bias_tangent[e], xh, xh_tangent);
+          pooled[e] += weight[e] * xh + bias[e] <= 0.0f ? 0.0f : z_tangent;
+        }
       }
       store_pooled(shape, place, m, n, pooled[0], pooled[1], p.out_tangent);
     }

@@ -145,7 +145,7 @@ bool fused_convolution_fits_device(const FusedConvolutionShape& shape, ProductKi
     FusedConvolution widest{};  // the widest tile needs the most shared memory
     widest.shape = shape;
     widest.kind = each;
-    widest.tile_channels = shape.channels;
+    widest.tile_channels = shape.widest_tile(each);
     fused::with_tile<true>(widest, [&](auto tile, auto products) {
       most = std::max(most, fused::Chunk<decltype(tile), products()>::kBytes);
     });

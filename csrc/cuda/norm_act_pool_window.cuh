@@ -236,7 +236,7 @@ struct AnyActivation {
 };
 
 // A sum of any number of float32 values, off by about one rounding (Kahan). Most GPUs add float64
-// at 1/32 or 1/64 of the rate of float32.
+// at 1/32 or 1/64 of the rate of float32. A sum with an infinite value is NaN.
 class CompensatedSum {
  public:
   __device__ __forceinline__ CompensatedSum& operator+=(float value) {

@@ -33,8 +33,10 @@ struct Strips {
   static constexpr int kInputs = channels < 64 ? channels : 64;  // input channels of a block
   static constexpr int kOutputs = channels;
   static constexpr int kParts = 8 / (kInputs / 32 * (kOutputs / 32));
-  static constexpr int kPixels = kHalf || kParts == 8 ? 64 : 32;  // pixels per strip
-  static constexpr int kAtOnce = kHalf ? 16 : 8;                  // pixels per product
+  // Pixels per strip: a whole number of products for every part, where an image has as many.
+  static constexpr int kPixels =
+      (kHalf ? 64 : 32) * (kParts == 8 && (!kHalf || side == 16) ? 2 : 1);
+  static constexpr int kAtOnce = kHalf ? 16 : 8;  // pixels per product
   static constexpr int kProducts = kPixels / kAtOnce;
   static constexpr int kRows = kPixels / side;
   static constexpr int kPitch = side + 2;
@@ -136,11 +138,10 @@ class StripPipeline {
            piece<Output>();
   }
 
-  // Rounds to TF32 what this thread has copied to a stage.
+  // Rounds to TF32 what this thread has copied of x to a stage.
   __device__ __forceinline__ void round(int stage) const {
     if constexpr (!S::kHalf) {
       copy<Input>([&](int at) { round_to_tf32(input_place(stage, at)); });
-      copy<Output>([&](int at) { round_to_tf32(output_place(stage, at)); });
     }
   }
 

@@ -191,7 +191,8 @@ auto DeepBlock::packed(const char* name, const Operand& weight, bool turned, Pro
 FusedConvolution DeepBlock::convolution(ProductKind kind, const std::vector<Term>& terms,
                                         const Tensor& y) const {
   FusedConvolution result{
-      shape(), kind, shape().tile_channels(), static_cast<int>(terms.size()), {}, write<float>(y)};
+      shape(), kind,           shape().tile_channels(kind), static_cast<int>(terms.size()),
+      {},      write<float>(y)};
   for (size_t i = 0; i < terms.size(); ++i) {
     const auto& [x, weight] = terms[i];
     result.term[i] = {in_kind(kind, x.values, x.halves), read<float>(weight.values),

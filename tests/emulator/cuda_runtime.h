@@ -20,6 +20,7 @@
 
 #include "runtime/engine.h"
 #include "runtime/launch.h"
+#include "runtime/options.h"
 #include "runtime/types.h"
 
 #define __global__

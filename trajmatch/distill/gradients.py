@@ -17,8 +17,8 @@ from trajmatch.distill.parallel import Division
 from trajmatch.distill.problem import Problem
 from trajmatch.images.parametrisation import Tensors
 
-#: Function from tasks, outer parameters and a plan to the results of the tasks. The device may still
-#: be computing them.
+#: Function from tasks, outer parameters and a plan to the results of the tasks. It may return while
+#: the device still computes them.
 Gradients = Callable[[Sequence[Any], Tensors, Plan], list[Results]]
 
 _WHAT, _REMEDY = "the outer iteration runs", "--no-graph"

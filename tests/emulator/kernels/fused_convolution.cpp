@@ -363,10 +363,10 @@ void check_scales(const std::vector<double>& factors) {
 }
 
 // What is not finite comes through, and changes no scale.
-void check_not_finite(double value) {
+void check_not_finite(ProductKind kind, double value) {
   const FusedConvolutionShape shape{1, 1, 8, 32};
-  Product product({shape, ProductKind::kFp16, 32, 2, true}, true);
-  Weight weight(shape, ProductKind::kFp16, 1, 2);
+  Product product({shape, kind, 32, 2, true}, true);
+  Weight weight(shape, kind, 1, 2);
   // The weight's middle tap: others meet the zeros of the border, which the definition leaves out.
   product.x[1][100] = product.weight[0][4] = weight.tensors[0][500] = value;
   check_terms(product, weight);
@@ -384,8 +384,12 @@ void check_rounding(const Op& op, const Op& rounded) {
 
 void check_shapes() {
   const FusedConvolutionShape large{1, 100, 16, 128}, small{1, 10, 16, 128}, eight{3, 100, 8, 128};
+  const auto tile = [](const FusedConvolutionShape& shape, ProductKind kind) {
+    return shape.tile_channels(kind);
+  };
   testing::expect(
-      large.tile_channels() == 128 && small.tile_channels() == 32 && eight.tile_channels() == 128,
+      tile(large, ProductKind::kTf32) == 128 && tile(large, ProductKind::kTf32x3) == 64 &&
+          tile(small, ProductKind::kFp16) == 32 && tile(eight, ProductKind::kFp16) == 128,
       "another tile was chosen");
   using trajmatch::FusedConvolutionWeight;
   testing::expect(FusedConvolutionWeight::splits_of(large) == 22 &&
@@ -439,6 +443,7 @@ std::vector<testing::Case> fused_convolution_cases() {
            BlockCase{{1, 1, 16, 128, 1, 128}, tf32, 128, false},
            BlockCase{{1, 1, 8, 128, 1, 128}, tf32, 128, false},
            BlockCase{{1, 1, 8, 32, 1, 32}, three, 32, false},
+           BlockCase{{1, 1, 16, 64, 1, 64}, three, 64, false},
            BlockCase{{1, 1, 16, 32, 1, 32}, fp16, 32, true},
            BlockCase{{2, 1, 8, 32, 1, 32}, fp16, 32, false},
        }) {
@@ -482,9 +487,13 @@ std::vector<testing::Case> fused_convolution_cases() {
     for (const double factor : factors) name += " " + std::to_string(std::log10(factor));
     cases.push_back({name, [factors] { check_scales(factors); }});
   }
-  cases.push_back({"fused_convolution nan fp16", [] { check_not_finite(std::nan("")); }});
-  cases.push_back({"fused_convolution infinity fp16",
-                   [] { check_not_finite(std::numeric_limits<double>::infinity()); }});
+  for (const double value : {std::nan(""), std::numeric_limits<double>::infinity()}) {
+    for (const ProductKind kind : {tf32, fp16}) {
+      cases.push_back(
+          {"fused_convolution " + std::to_string(value) + " " + text({1, 1, 8, 32}, kind),
+           [kind, value] { check_not_finite(kind, value); }});
+    }
+  }
   cases.push_back({"fused_convolution shapes", check_shapes});
   return cases;
 }

@@ -28,4 +28,10 @@ struct Options {
 // between launches. Throws std::invalid_argument where the environment holds anything else.
 Options& options();
 
+// Whether an asynchronous copy is made when it starts, or as late as it may be.
+inline bool copies_at_once() {
+  const Schedule schedule = options().schedule;
+  return schedule == Schedule::kRoundRobin || schedule == Schedule::kRandom;
+}
+
 }  // namespace emulator
