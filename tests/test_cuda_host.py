@@ -121,6 +121,38 @@ def test_a_card_with_little_shared_memory_gets_the_library_s_blocks(
     assert done.stdout.split() == 3 * [str(library)]
 
 
+#: Compares the gradient with autograd's where several blocks share the pixels of a batch norm.
+BATCH_NORM = """
+import emulated_module, torch
+from torch.nn.functional import cross_entropy
+from trajmatch import networks, ops, random
+
+draw = random.generator(0, "card")
+model = networks.ConvNet(3, 4, 32, width=3, depth=1, norm="batch")
+theta = networks.flat_parameters(networks.initialise(model, draw)).double().requires_grad_()
+images = torch.randn(8, 3, 32, 32, generator=draw, dtype=torch.float64)
+labels = torch.arange(8) % 4
+assert ops.engine_for(model) == "engine"
+loss = cross_entropy(networks.call_flat(model, theta, images), labels)
+(wanted,) = torch.autograd.grad(loss, theta, create_graph=True)
+along = torch.randn(len(theta), generator=draw, dtype=torch.float64)
+(second,) = torch.autograd.grad(wanted @ along, theta)
+found = ops.gradient_jvp(model, theta.detach(), images, labels, along)
+torch.testing.assert_close(ops.gradient(model, theta.detach(), images, labels)[1], wanted)
+torch.testing.assert_close(found.grad_theta, second, rtol=1e-9, atol=1e-11)
+"""
+
+
+def test_a_batch_norm_that_blocks_share_is_exact(emulated_module: Path) -> None:
+    done = subprocess.run(
+        [sys.executable, "-c", BATCH_NORM],
+        env=environment_of(emulated_module),
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, done.stderr
+
+
 def test_the_engine_is_exact_on_emulated_cuda(emulated_module: Path) -> None:
     run_tests_of(ENGINE, emulated_module, order=0)
 

@@ -50,6 +50,23 @@ struct NormActPoolShape {
     result.over_batch = false;
     return result;
   }
+  // CUDA: the blocks that share an image where there are too few images and channels for all
+  // multiprocessors. Each takes at least 2048 pixels.
+  int64_t parts() const {
+    constexpr int64_t kEnoughBlocks = 264, kFewestPixels = 2048, kLanes = 32;
+    if (over_batch) return as_one_image().parts();
+    if (groups == 0 || batch == 0) return 1;
+    const int64_t tiles = groups == channels ? (channels + kLanes - 1) / kLanes : groups;
+    const int64_t wanted = (kEnoughBlocks + batch * tiles - 1) / (batch * tiles);
+    const int64_t most = pixels() / kFewestPixels;
+    return wanted < most ? wanted : most < 1 ? 1 : most;
+  }
+  // CUDA: elements of the workspace `sums`, four sums for each channel of each part; 0 if it is not
+  // needed.
+  int64_t sums_size() const {
+    const int64_t shares = parts();
+    return shares == 1 ? 0 : (over_batch ? 1 : batch) * shares * 4 * channels;
+  }
   int64_t statistics() const { return (over_batch ? 1 : batch) * groups; }  // number of means
   TM_HD int64_t pixels() const { return height * width; }
   TM_HD int64_t out_height() const { return pooling == Pooling::kNone ? height : height / 2; }
@@ -62,12 +79,13 @@ struct NormActPoolShape {
 template <class T>
 struct NormActPoolForward {
   NormActPoolShape shape;
-  const T* x;       // [B, H, W, C]
-  const T* weight;  // [A]
-  const T* bias;    // [A]
-  T* out;           // [B, Ho, Wo, C]
-  T* mean;          // [B, G]
-  T* rstd;          // [B, G]
+  const T* x;              // [B, H, W, C]
+  const T* weight;         // [A]
+  const T* bias;           // [A]
+  T* out;                  // [B, Ho, Wo, C]
+  T* mean;                 // [B, G]
+  T* rstd;                 // [B, G]
+  double* sums = nullptr;  // [sums_size()] workspace, CUDA only; null: images are not shared
 };
 
 template <class T>
@@ -85,6 +103,7 @@ struct NormActPoolBackward {
   T* grad_weight;          // [A], or null together with grad_bias: then neither is computed and the
                            // workspace is not used
   T* grad_bias;            // [A]
+  double* sums = nullptr;  // [sums_size()] workspace, CUDA only; null: images are not shared
 };
 
 template <class T>
@@ -101,6 +120,7 @@ struct NormActPoolTangent {
   T* out_tangent;           // [B, Ho, Wo, C]
   T* mean_tangent;          // [B, G] m'
   T* projection;            // [B, G] q
+  double* sums = nullptr;   // [sums_size()] workspace, CUDA only; null: images are not shared
 };
 
 template <class T>
@@ -123,6 +143,7 @@ struct NormActPoolBackwardTangent {
   T* partial_grad_affine;  // [B, 2, A] workspace, as in the backward pass
   T* grad_weight_tangent;  // [A], or null together with grad_bias_tangent
   T* grad_bias_tangent;    // [A]
+  double* sums = nullptr;  // [sums_size()] workspace, CUDA only; null: images are not shared
 };
 
 namespace cpu {

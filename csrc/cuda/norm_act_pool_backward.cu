@@ -34,7 +34,7 @@ __global__ void __launch_bounds__(kPlaneThreads<T>, 1)
   constexpr int kSlots = BackwardSlots::windows<pooling>();
   TM_DYNAMIC_SHARED(double, shared);
   const NormActPoolShape& shape = p.shape;
-  const Part part(shape, tiling);
+  const Part part(shape, tiling, held ? 1 : tiling.parts);
   const int64_t in_image = part.image * shape.pixels() * shape.channels;
   const T* const x = p.x + in_image;
   const T* const grad_out =
@@ -68,8 +68,8 @@ __global__ void __launch_bounds__(kPlaneThreads<T>, 1)
 
   for_channels<held>(part, [&](int channel, bool active) {
     if (!active) return;
-    pixels.hold(shape, x + channel);
-    grads.template hold<pooling>(shape, grad_out + channel);
+    pixels.hold(shape, part, x + channel);
+    grads.template hold<pooling>(shape, part, grad_out + channel);
   });
   double means[2] = {0.0, 0.0};  // <dxh>, <dxh xh>
   if (has_norm || want_affine) {
@@ -79,33 +79,34 @@ __global__ void __launch_bounds__(kPlaneThreads<T>, 1)
       // Sums over the pixels of a channel: dz and dz xh or, if every pixel has its own weight, dxh
       // and dxh xh.
       double sums[2] = {0.0, 0.0};
-      if (active) {
+      if (active && (held || tiling.phase <= 0)) {
         Partial<T, held> sum{}, product{};
         T* const weight_share = p.partial_grad_affine + part.image * 2 * shape.affine_size();
-        for_windows<pooling, held, kSlots>(shape, [&](int slot, const Window<pooling>& window) {
-          T xh[kPixels], dz[kPixels];
-          differentiate(slot, window, channel, weight, bias, xh, dz);
-          for (int k = 0; k < kPixels; ++k) {
-            // Each pixel has its own weight and bias, so its products are written without a sum
-            // over pixels.
-            if (elementwise) {
-              if (!window.has(k)) continue;
-              const int offset = window.offset(k);
-              if (want_affine) {
-                weight_share[offset + channel] = dz[k] * xh[k];
-                weight_share[shape.affine_size() + offset + channel] = dz[k];
+        for_windows<pooling, held, kSlots>(
+            shape, part, [&](int slot, const Window<pooling>& window) {
+              T xh[kPixels], dz[kPixels];
+              differentiate(slot, window, channel, weight, bias, xh, dz);
+              for (int k = 0; k < kPixels; ++k) {
+                // Each pixel has its own weight and bias, so its products are written without a sum
+                // over pixels.
+                if (elementwise) {
+                  if (!window.has(k)) continue;
+                  const int offset = window.offset(k);
+                  if (want_affine) {
+                    weight_share[offset + channel] = dz[k] * xh[k];
+                    weight_share[shape.affine_size() + offset + channel] = dz[k];
+                  }
+                  dz[k] *= weight.at(offset);
+                }
+                sum += dz[k];
+                product += dz[k] * xh[k];
               }
-              dz[k] *= weight.at(offset);
-            }
-            sum += dz[k];
-            product += dz[k] * xh[k];
-          }
-        });
+            });
         sums[0] = sum;
         sums[1] = product;
       }
-      sum_over_rows(sums, shared);
-      if (want_affine && !elementwise && active && threadIdx.y == 0) {
+      if (!finish_sums<held>(sums, 0, channel, active, shape, part, tiling, shared)) return;
+      if (want_affine && !elementwise && active && threadIdx.y == 0 && part.number == 0) {
         T* const share = p.partial_grad_affine + part.image * 2 * shape.channels + channel;
         share[0] = static_cast<T>(sums[1]);
         share[shape.channels] = static_cast<T>(sums[0]);
@@ -115,6 +116,7 @@ __global__ void __launch_bounds__(kPlaneThreads<T>, 1)
       means[0] += outside * sums[0];
       means[1] += outside * sums[1];
     });
+    if (!held && tiling.phase == 0) return;
     sum_over_group(means, tiling);
   }
   // Without normalisation the means are 0, so that dx = dxh.
@@ -126,7 +128,7 @@ __global__ void __launch_bounds__(kPlaneThreads<T>, 1)
     if (!active) return;
     const Coefficient<T, held> weight(shape, p.weight, T(1), channel, active);
     const Coefficient<T, held> bias(shape, p.bias, T(0), channel, active);
-    for_windows<pooling, held, kSlots>(shape, [&](int slot, const Window<pooling>& window) {
+    for_windows<pooling, held, kSlots>(shape, part, [&](int slot, const Window<pooling>& window) {
       T xh[kPixels], dz[kPixels];
       differentiate(slot, window, channel, weight, bias, xh, dz);
       for (int k = 0; k < kPixels; ++k) {
@@ -145,7 +147,8 @@ template <class T>
 void launch_norm_act_pool_backward(const NormActPoolBackward<T>& params, Stream stream) {
   if (params.shape.batch == 0) return;
   with_kernel<T, BackwardSlots>(
-      params.shape, [&](auto pooling, auto held, auto activation, const Plan& plan) {
+      params.shape, params.sums, 1,
+      [&](auto pooling, auto held, auto activation, const Plan& plan) {
         using Act = decltype(activation);
         TM_LAUNCH((norm_act_pool_backward_kernel<T, pooling(), held(), Act>), plan.blocks,
                   plan.threads(), plan.shared_bytes(2), stream, params, plan.tiling, activation);

@@ -54,7 +54,7 @@ __global__ void __launch_bounds__(kPlaneThreads<T>, 1)
   constexpr int kSlots = BackwardTangentSlots::windows<pooling>();
   TM_DYNAMIC_SHARED(double, shared);
   const NormActPoolShape& shape = p.shape;
-  const Part part(shape, tiling);
+  const Part part(shape, tiling, held ? 1 : tiling.parts);
   const int64_t in_image = part.image * shape.pixels() * shape.channels;
   const int64_t out_image = part.image * shape.out_height() * shape.out_width() * shape.channels;
   const T* const x = p.x + in_image;
@@ -107,10 +107,10 @@ __global__ void __launch_bounds__(kPlaneThreads<T>, 1)
 
   for_channels<held>(part, [&](int channel, bool active) {
     if (!active) return;
-    pixels.hold(shape, x + channel);
-    tangents.hold(shape, x_tangent + channel);
-    grads.template hold<pooling>(shape, grad_out + channel);
-    grad_tangents.template hold<pooling>(shape, grad_out_tangent(channel));
+    pixels.hold(shape, part, x + channel);
+    tangents.hold(shape, part, x_tangent + channel);
+    grads.template hold<pooling>(shape, part, grad_out + channel);
+    grad_tangents.template hold<pooling>(shape, part, grad_out_tangent(channel));
   });
   double means[4] = {0.0, 0.0, 0.0, 0.0};  // group means <dxh>, <dxh xh> and their tangents
   if (has_norm || want_affine) {
@@ -119,39 +119,40 @@ __global__ void __launch_bounds__(kPlaneThreads<T>, 1)
       // Sums over the pixels of a channel: dz, dz xh and their tangents or, if every pixel has its
       // own weight, dxh, dxh xh and their tangents.
       double sums[4] = {0.0, 0.0, 0.0, 0.0};
-      if (active) {
+      if (active && (held || tiling.phase <= 0)) {
         Partial<T, held> sum{}, product{}, sum_t{}, product_t{};
-        for_windows<pooling, held, kSlots>(shape, [&](int slot, const Window<pooling>& window) {
-          WindowTangent<T, kPixels> w = differentiate(slot, window, channel, affine);
-          for (int k = 0; k < kPixels; ++k) {
-            // Each pixel has its own weight and bias, so its products are written without a sum
-            // over pixels.
-            if (elementwise) {
-              if (!window.has(k)) continue;
-              const int offset = window.offset(k);
-              if (want_affine) {
-                T* const share =
-                    p.partial_grad_affine + part.image * 2 * shape.affine_size() + offset + channel;
-                share[0] = product_tangent(w.dz[k], w.dz_t[k], w.xh[k], w.xh_t[k]);
-                share[shape.affine_size()] = w.dz_t[k];
+        for_windows<pooling, held, kSlots>(
+            shape, part, [&](int slot, const Window<pooling>& window) {
+              WindowTangent<T, kPixels> w = differentiate(slot, window, channel, affine);
+              for (int k = 0; k < kPixels; ++k) {
+                // Each pixel has its own weight and bias, so its products are written without a sum
+                // over pixels.
+                if (elementwise) {
+                  if (!window.has(k)) continue;
+                  const int offset = window.offset(k);
+                  if (want_affine) {
+                    T* const share = p.partial_grad_affine + part.image * 2 * shape.affine_size() +
+                                     offset + channel;
+                    share[0] = product_tangent(w.dz[k], w.dz_t[k], w.xh[k], w.xh_t[k]);
+                    share[shape.affine_size()] = w.dz_t[k];
+                  }
+                  w.dz_t[k] = product_tangent(affine.weight.at(offset),
+                                              affine.weight_tangent.at(offset), w.dz[k], w.dz_t[k]);
+                  w.dz[k] *= affine.weight.at(offset);
+                }
+                sum += w.dz[k];
+                product += w.dz[k] * w.xh[k];
+                sum_t += w.dz_t[k];
+                product_t += product_tangent(w.dz[k], w.dz_t[k], w.xh[k], w.xh_t[k]);
               }
-              w.dz_t[k] = product_tangent(affine.weight.at(offset),
-                                          affine.weight_tangent.at(offset), w.dz[k], w.dz_t[k]);
-              w.dz[k] *= affine.weight.at(offset);
-            }
-            sum += w.dz[k];
-            product += w.dz[k] * w.xh[k];
-            sum_t += w.dz_t[k];
-            product_t += product_tangent(w.dz[k], w.dz_t[k], w.xh[k], w.xh_t[k]);
-          }
-        });
+            });
         sums[0] = sum;
         sums[1] = product;
         sums[2] = sum_t;
         sums[3] = product_t;
       }
-      sum_over_rows(sums, shared);
-      if (want_affine && !elementwise && active && threadIdx.y == 0) {
+      if (!finish_sums<held>(sums, 0, channel, active, shape, part, tiling, shared)) return;
+      if (want_affine && !elementwise && active && threadIdx.y == 0 && part.number == 0) {
         T* const share = p.partial_grad_affine + part.image * 2 * shape.channels + channel;
         share[0] = static_cast<T>(sums[3]);
         share[shape.channels] = static_cast<T>(sums[2]);
@@ -165,6 +166,7 @@ __global__ void __launch_bounds__(kPlaneThreads<T>, 1)
       means[2] += product_tangent(weight, weight_tangent, sums[0], sums[2]);
       means[3] += product_tangent(weight, weight_tangent, sums[1], sums[3]);
     });
+    if (!held && tiling.phase == 0) return;
     sum_over_group(means, tiling);
   }
   // Without normalisation the means are 0, so that dx = dxh and dx' = dxh'.
@@ -177,7 +179,7 @@ __global__ void __launch_bounds__(kPlaneThreads<T>, 1)
   for_channels<held>(part, [&](int channel, bool active) {
     if (!active) return;
     const AffineTangent<T, held> affine(p, channel, active);
-    for_windows<pooling, held, kSlots>(shape, [&](int slot, const Window<pooling>& window) {
+    for_windows<pooling, held, kSlots>(shape, part, [&](int slot, const Window<pooling>& window) {
       const WindowTangent<T, kPixels> w = differentiate(slot, window, channel, affine);
       for (int k = 0; k < kPixels; ++k) {
         if (!window.has(k)) continue;
@@ -203,7 +205,8 @@ void launch_norm_act_pool_backward_tangent(const NormActPoolBackwardTangent<T>& 
                                            Stream stream) {
   if (params.shape.batch == 0) return;
   with_kernel<T, BackwardTangentSlots>(
-      params.shape, [&](auto pooling, auto held, auto activation, const Plan& plan) {
+      params.shape, params.sums, 1,
+      [&](auto pooling, auto held, auto activation, const Plan& plan) {
         using Act = decltype(activation);
         TM_LAUNCH((norm_act_pool_backward_tangent_kernel<T, pooling(), held(), Act>), plan.blocks,
                   plan.threads(), plan.shared_bytes(4), stream, params, plan.tiling, activation);

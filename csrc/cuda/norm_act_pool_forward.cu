@@ -29,21 +29,21 @@ __global__ void __launch_bounds__(kPlaneThreads<T>, 1)
   constexpr int kSlots = ForwardSlots::windows<pooling>();
   TM_DYNAMIC_SHARED(double, shared);
   const NormActPoolShape& shape = p.shape;
-  const Part part(shape, tiling);
+  const Part part(shape, tiling, held ? 1 : tiling.parts);
   const T* const x = p.x + part.image * shape.pixels() * shape.channels;
   T* const out = p.out + part.image * shape.out_height() * shape.out_width() * shape.channels;
   Pixels<T, pooling, held, kSlots> pixels;
 
   for_channels<held>(part, [&](int channel, bool active) {
-    if (active) pixels.hold(shape, x + channel);
+    if (active) pixels.hold(shape, part, x + channel);
   });
-  // The mean of value(pixel) over the pixels of the norm group.
-  const auto group_mean = [&](const auto& value) {
-    double sum[1] = {0.0};
+  // Sum number `which`: of value(pixel) over the pixels of the norm group. False: it is stored.
+  const auto sum_group = [&](int which, double (&sum)[1], const auto& value) {
+    sum[0] = 0.0;
     for_channels<held>(part, [&](int channel, bool active) {
-      if (!active) return;
+      if (!active || (!held && tiling.phase > which)) return;
       Partial<T, held> partial{};
-      for_windows<pooling, held, kSlots>(shape, [&](int slot, const Window<pooling>& window) {
+      for_windows<pooling, held, kSlots>(shape, part, [&](int slot, const Window<pooling>& window) {
         pixels.fetch(window, x + channel);
         for (int k = 0; k < kWindow<pooling>; ++k) {
           if (window.has(k)) partial += value(pixels.value[slot][k]);
@@ -51,15 +51,21 @@ __global__ void __launch_bounds__(kPlaneThreads<T>, 1)
       });
       sum[0] += partial;
     });
-    sum_over_rows(sum, shared);
+    const int channel = part.first + part.lane;
+    if (!finish_sums<held>(sum, which, channel, channel < part.end, shape, part, tiling, shared)) {
+      return false;
+    }
     sum_over_group(sum, tiling);
-    return sum[0] * tiling.inverse_count;
+    return true;
   };
   T mean = 0, rstd = 1;
   if (shape.groups > 0) {
-    mean = static_cast<T>(group_mean([](T value) { return value; }));
-    const double variance = group_mean([mean](T value) { return (value - mean) * (value - mean); });
-    rstd = static_cast<T>(rsqrt(variance + shape.eps));
+    double sum[1];
+    if (!sum_group(0, sum, [](T value) { return value; })) return;
+    mean = static_cast<T>(sum[0] * tiling.inverse_count);
+    const auto square = [mean](T value) { return (value - mean) * (value - mean); };
+    if (!sum_group(1, sum, square)) return;
+    rstd = static_cast<T>(rsqrt(sum[0] * tiling.inverse_count + shape.eps));
     if (part.leads_group) {
       p.mean[part.group] = mean;
       p.rstd[part.group] = rstd;
@@ -70,7 +76,7 @@ __global__ void __launch_bounds__(kPlaneThreads<T>, 1)
     if (!active) return;
     const Coefficient<T, held> weight(shape, p.weight, T(1), channel, active);
     const Coefficient<T, held> bias(shape, p.bias, T(0), channel, active);
-    for_windows<pooling, held, kSlots>(shape, [&](int slot, const Window<pooling>& window) {
+    for_windows<pooling, held, kSlots>(shape, part, [&](int slot, const Window<pooling>& window) {
       if (!window.complete()) return;
       pixels.fetch(window, x + channel);
       T value[kWindow<pooling>], share[kWindow<pooling>];
@@ -93,7 +99,8 @@ template <class T>
 void launch_norm_act_pool_forward(const NormActPoolForward<T>& params, Stream stream) {
   if (params.shape.batch == 0) return;
   with_kernel<T, ForwardSlots>(
-      params.shape, [&](auto pooling, auto held, auto activation, const Plan& plan) {
+      params.shape, params.sums, 2,
+      [&](auto pooling, auto held, auto activation, const Plan& plan) {
         using Act = decltype(activation);
         TM_LAUNCH((norm_act_pool_forward_kernel<T, pooling(), held(), Act>), plan.blocks,
                   plan.threads(), plan.shared_bytes(1), stream, params, plan.tiling, activation);

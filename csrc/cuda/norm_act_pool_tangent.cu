@@ -30,7 +30,7 @@ __global__ void __launch_bounds__(kPlaneThreads<T>, 1)
   constexpr int kSlots = TangentSlots::windows<pooling>();
   TM_DYNAMIC_SHARED(double, shared);
   const NormActPoolShape& shape = p.shape;
-  const Part part(shape, tiling);
+  const Part part(shape, tiling, held ? 1 : tiling.parts);
   const int64_t in_image = part.image * shape.pixels() * shape.channels;
   const T* const x = p.x + in_image;
   const T* const x_tangent = p.x_tangent + in_image;
@@ -41,17 +41,17 @@ __global__ void __launch_bounds__(kPlaneThreads<T>, 1)
   T mean = 0, rstd = 1, mean_tangent = 0, projection = 0;
   for_channels<held>(part, [&](int channel, bool active) {
     if (!active) return;
-    pixels.hold(shape, x + channel);
-    tangents.hold(shape, x_tangent + channel);
+    pixels.hold(shape, part, x + channel);
+    tangents.hold(shape, part, x_tangent + channel);
   });
   if (shape.groups > 0) {
     mean = p.mean[part.group];
     rstd = p.rstd[part.group];
     double sums[2] = {0.0, 0.0};  // of x' and of xh x'; missing pixels of a window add 0
     for_channels<held>(part, [&](int channel, bool active) {
-      if (!active) return;
+      if (!active || (!held && tiling.phase > 0)) return;
       Partial<T, held> sum{}, product{};
-      for_windows<pooling, held, kSlots>(shape, [&](int slot, const Window<pooling>& window) {
+      for_windows<pooling, held, kSlots>(shape, part, [&](int slot, const Window<pooling>& window) {
         pixels.fetch(window, x + channel);
         tangents.fetch(window, x_tangent + channel);
         for (int k = 0; k < kWindow<pooling>; ++k) {
@@ -63,7 +63,9 @@ __global__ void __launch_bounds__(kPlaneThreads<T>, 1)
       sums[0] += sum;
       sums[1] += product;
     });
-    sum_over_rows(sums, shared);
+    const int channel = part.first + part.lane;
+    if (!finish_sums<held>(sums, 0, channel, channel < part.end, shape, part, tiling, shared))
+      return;
     sum_over_group(sums, tiling);
     mean_tangent = static_cast<T>(sums[0] * tiling.inverse_count);
     projection = static_cast<T>(rstd * (sums[1] * tiling.inverse_count));
@@ -79,7 +81,7 @@ __global__ void __launch_bounds__(kPlaneThreads<T>, 1)
     const Coefficient<T, held> bias(shape, p.bias, T(0), channel, active);
     const Coefficient<T, held> weight_tangent(shape, p.weight_tangent, T(0), channel, active);
     const Coefficient<T, held> bias_tangent(shape, p.bias_tangent, T(0), channel, active);
-    for_windows<pooling, held, kSlots>(shape, [&](int slot, const Window<pooling>& window) {
+    for_windows<pooling, held, kSlots>(shape, part, [&](int slot, const Window<pooling>& window) {
       if (!window.complete()) return;
       pixels.fetch(window, x + channel);
       tangents.fetch(window, x_tangent + channel);
@@ -109,7 +111,8 @@ template <class T>
 void launch_norm_act_pool_tangent(const NormActPoolTangent<T>& params, Stream stream) {
   if (params.shape.batch == 0) return;
   with_kernel<T, TangentSlots>(
-      params.shape, [&](auto pooling, auto held, auto activation, const Plan& plan) {
+      params.shape, params.sums, 1,
+      [&](auto pooling, auto held, auto activation, const Plan& plan) {
         using Act = decltype(activation);
         TM_LAUNCH((norm_act_pool_tangent_kernel<T, pooling(), held(), Act>), plan.blocks,
                   plan.threads(), plan.shared_bytes(2), stream, params, plan.tiling, activation);

@@ -9,7 +9,9 @@
 //   held     keeps the pixels in registers and reads the activations once. It needs float32, a norm
 //            with groups of 1 to 32 channels (a power of two), one weight per channel, and a plane
 //            small enough for the registers of a block.
-//   general  everything else. It reads the activations again for each sum, mostly from cache.
+//   general  everything else. It reads the activations again for each sum, mostly from cache. Where
+//            images and channels are few, several blocks share the pixels of an image: each of
+//            the first launches stores a sum for each block, and the last launch uses them.
 #pragma once
 
 #include <cstdint>
@@ -30,13 +32,18 @@ constexpr int kFewestLanes = 8;  // one whole 32-byte sector of float32
 // With fewer blocks, they take fewer lanes. About four per multiprocessor of the largest GPUs.
 constexpr int64_t kManyBlocks = 512;
 
+constexpr int kWhole = -1;  // the phase of a pass that takes a single launch
+
 // Launch parameters of a kernel besides the shape.
 struct Tiling {
-  int group_size;        // channels in a norm group; 1 without normalisation
-  int channels;          // channels that a block owns
-  int tiles;             // blocks per image
-  int group_lanes;       // lanes over which a group's sums are added, a power of two
-  double inverse_count;  // 1 / values in a group
+  int group_size;          // channels in a norm group; 1 without normalisation
+  int channels;            // channels that a block owns
+  int tiles;               // blocks per image
+  int group_lanes;         // lanes over which a group's sums are added, a power of two
+  double inverse_count;    // 1 / values in a group
+  int parts = 1;           // blocks that share the pixels of an image
+  int phase = kWhole;      // kWhole, or the number of the sum to store, or that of the last launch
+  double* sums = nullptr;  // [B, parts, 4, C]
 };
 
 struct Plan {
@@ -91,7 +98,9 @@ inline void plan_general(const NormActPoolShape& shape, int threads, Plan& plan)
   plan.lanes = 1;
   while (plan.lanes < width && plan.lanes < kWarpSize) plan.lanes *= 2;
   if (size == 1) {
-    const auto blocks = [&] { return shape.batch * divide_up(shape.channels, plan.lanes); };
+    const auto blocks = [&] {
+      return plan.tiling.parts * shape.batch * divide_up(shape.channels, plan.lanes);
+    };
     while (plan.lanes > kFewestLanes && blocks() < kManyBlocks) plan.lanes /= 2;
   }
   plan.rows = threads / plan.lanes;
@@ -101,8 +110,9 @@ inline void plan_general(const NormActPoolShape& shape, int threads, Plan& plan)
 }
 
 // `windows_held`: windows per thread of the held kernel, or 0 if there is no held kernel.
-// `threads`: those of a block of the general kernel.
-inline Plan plan_blocks(const NormActPoolShape& shape, int windows_held, int threads) {
+// `threads`: those of a block of the general kernel. `sums`: workspace for shared images, or null.
+inline Plan plan_blocks(const NormActPoolShape& shape, int windows_held, int threads,
+                        double* sums) {
   const int64_t image = shape.pixels() * shape.channels;
   if (image > INT32_MAX) {
     throw std::length_error("trajmatch: one image has " + std::to_string(image) +
@@ -113,28 +123,47 @@ inline Plan plan_blocks(const NormActPoolShape& shape, int windows_held, int thr
   plan.tiling.group_size = static_cast<int>(size);
   plan.tiling.inverse_count = 1.0 / static_cast<double>(size * shape.pixels());
   if (windows_held == 0 || !plan_held(shape, windows_held, plan)) {
+    if (sums != nullptr) plan.tiling.parts = static_cast<int>(shape.parts());
+    plan.tiling.sums = sums;
     plan_general(shape, threads, plan);
   }
-  plan.blocks = grid_size(shape.batch * plan.tiling.tiles);
+  plan.blocks = grid_size(shape.batch * plan.tiling.tiles * plan.tiling.parts);
   return plan;
 }
 
 // The image and channels of the block, and the norm group of the thread's lane.
 struct Part {
-  __device__ __forceinline__ Part(const NormActPoolShape& shape, const Tiling& tiling)
-      : image(static_cast<int64_t>(blockIdx.x / static_cast<unsigned>(tiling.tiles))),
+  // `parts`: tiling.parts, which the held kernel knows to be 1.
+  __device__ __forceinline__ Part(const NormActPoolShape& shape, const Tiling& tiling, int parts_)
+      : parts(parts_),
+        number(static_cast<int>(blockIdx.x % static_cast<unsigned>(parts))),
+        image(static_cast<int64_t>(block() / static_cast<unsigned>(tiling.tiles))),
         lane(static_cast<int>(threadIdx.x)),
-        first(static_cast<int>(blockIdx.x % static_cast<unsigned>(tiling.tiles)) * tiling.channels),
+        first(static_cast<int>(block() % static_cast<unsigned>(tiling.tiles)) * tiling.channels),
         end(min(first + tiling.channels, static_cast<int>(shape.channels))),
         // A lane beyond the last channel still takes part in the sums and needs a valid group.
         group(image * shape.groups + min(first + lane, end - 1) / tiling.group_size),
-        leads_group(threadIdx.y == 0 && lane % tiling.group_lanes == 0 && first + lane < end) {}
+        leads_group(number == 0 && threadIdx.y == 0 && lane % tiling.group_lanes == 0 &&
+                    first + lane < end) {}
 
+  // The first window of the thread, and the distance to its next one.
+  __device__ __forceinline__ int window() const {
+    return number * static_cast<int>(blockDim.y) + static_cast<int>(threadIdx.y);
+  }
+  __device__ __forceinline__ int windows() const { return parts * static_cast<int>(blockDim.y); }
+
+  int parts;   // blocks that share the image
+  int number;  // of this block among them
   int64_t image;
   int lane;
   int first, end;    // channels
   int64_t group;     // in [B, G]
   bool leads_group;  // this thread writes the group's statistics
+
+ private:
+  __device__ __forceinline__ unsigned block() const {
+    return blockIdx.x / static_cast<unsigned>(parts);
+  }
 };
 
 // Calls body(channel, active) for the channels of the thread's lane. All threads of a block make
@@ -173,6 +202,40 @@ __device__ __forceinline__ void sum_over_rows(double (&values)[kCount], double* 
     for (int warp = 0; warp < warps; ++warp) values[i] += shared[(i * warps + warp) * lanes + lane];
   }
   __syncthreads();
+}
+
+// Finishes sums over the pixels, of which the thread has its own share: stores them in the launch
+// for sum `which` of a shared image, and otherwise returns true, with the sums over all pixels and
+// lanes in `values`. In later launches they come from the workspace. `channel`: the one under which
+// they are stored. All threads must call it.
+template <bool held, int kCount>
+__device__ __forceinline__ bool finish_sums(double (&values)[kCount], int which, int channel,
+                                            bool active, const NormActPoolShape& shape,
+                                            const Part& part, const Tiling& tiling,
+                                            double* shared) {
+  if constexpr (held) {
+    sum_over_rows(values, shared);
+    return true;
+  }
+  double* const stored =
+      tiling.sums + (part.image * part.parts * 4 + which) * shape.channels + channel;
+  const int64_t of_part = 4 * shape.channels;
+  if (tiling.phase > which && active) {
+    for (int other = static_cast<int>(threadIdx.y); other < part.parts;
+         other += static_cast<int>(blockDim.y)) {
+      for (int i = 0; i < kCount; ++i) {
+        values[i] += stored[other * of_part + i * shape.channels];
+      }
+    }
+  }
+  sum_over_rows(values, shared);
+  if (tiling.phase != which) return true;
+  if (active && threadIdx.y == 0) {
+    for (int i = 0; i < kCount; ++i) {
+      stored[part.number * of_part + i * shape.channels] = values[i];
+    }
+  }
+  return false;
 }
 
 // Sums each value over the lanes of the thread's norm group. All threads must call it.

@@ -32,16 +32,14 @@ struct Window {
   bool right, below;       // true if the window has pixels there
 };
 
-// Iterates over the windows of one thread: number `threadIdx.y` and every blockDim.y-th after it.
+// Iterates over the windows of one thread: number `start` and every `step`-th after it.
 template <Pooling pooling>
 class WindowWalk {
  public:
-  __device__ __forceinline__ explicit WindowWalk(const NormActPoolShape& shape)
+  __device__ __forceinline__ WindowWalk(const NormActPoolShape& shape, int start, int step)
       : height_(static_cast<int>(shape.height)),
         width_(static_cast<int>(shape.width)),
         channels_(static_cast<int>(shape.channels)) {
-    const int start = static_cast<int>(threadIdx.y);
-    const int step = static_cast<int>(blockDim.y);
     if constexpr (pooling == Pooling::kNone) {
       column_ = start;  // number of the pixel; rows do not matter without pooling
       column_step_ = step;
@@ -96,16 +94,20 @@ class WindowWalk {
 // and the loop is unrolled so that arrays indexed by the slot stay in registers. In the general
 // kernel there may be any number of windows, and the slot is always 0.
 template <Pooling pooling, bool held, int slots, class Body>
-__device__ __forceinline__ void for_windows(const NormActPoolShape& shape, const Body& body) {
-  WindowWalk<pooling> walk(shape);
+__device__ __forceinline__ void for_windows(const NormActPoolShape& shape, const Part& part,
+                                            const Body& body) {
   if constexpr (held) {
+    WindowWalk<pooling> walk(shape, part.window(), part.windows());
     TM_UNROLL
     for (int slot = 0; slot < slots; ++slot) {
       if (walk.valid()) body(slot, walk.window());
       walk.next();
     }
   } else {
-    for (; walk.valid(); walk.next()) body(0, walk.window());
+    for (WindowWalk<pooling> walk(shape, part.window(), part.windows()); walk.valid();
+         walk.next()) {
+      body(0, walk.window());
+    }
   }
 }
 
@@ -115,10 +117,12 @@ struct Pixels {
   static constexpr int kSlots = held ? slots : 1;
 
   // Held kernel: reads all windows at once, so that as many loads as possible are in flight.
-  __device__ __forceinline__ void hold(const NormActPoolShape& shape, const T* channel) {
+  __device__ __forceinline__ void hold(const NormActPoolShape& shape, const Part& part,
+                                       const T* channel) {
     if constexpr (held) {
-      for_windows<pooling, held, slots>(
-          shape, [&](int slot, const Window<pooling>& window) { load(slot, window, channel); });
+      for_windows<pooling, held, slots>(shape, part, [&](int slot, const Window<pooling>& window) {
+        load(slot, window, channel);
+      });
     }
   }
 
@@ -142,10 +146,12 @@ struct Pixels {
 template <class T, bool held, int slots>
 struct PooledPixels {
   template <Pooling pooling>
-  __device__ __forceinline__ void hold(const NormActPoolShape& shape, const T* channel) {
+  __device__ __forceinline__ void hold(const NormActPoolShape& shape, const Part& part,
+                                       const T* channel) {
     if constexpr (held) {
-      for_windows<pooling, held, slots>(
-          shape, [&](int slot, const Window<pooling>& window) { load(slot, window, channel); });
+      for_windows<pooling, held, slots>(shape, part, [&](int slot, const Window<pooling>& window) {
+        load(slot, window, channel);
+      });
     }
   }
   template <Pooling pooling>

@@ -242,7 +242,7 @@ class NormActPool : public Layer {
     Value& to = call_.values[out_];
     to.data = call_.data_place(out_);
     run(NormActPoolForward<T>{shape_, read<T>(x().data), read<T>(weight_), read<T>(bias_),
-                              write<T>(to.data), write<T>(to.mean), write<T>(to.rstd)},
+                              write<T>(to.data), write<T>(to.mean), write<T>(to.rstd), sums()},
         Device(call_.like));
   }
 
@@ -259,7 +259,8 @@ class NormActPool : public Layer {
     run(NormActPoolTangent<T>{shape_, read<T>(x().data), read<T>(weight_), read<T>(bias_),
                               read<T>(to.mean), read<T>(to.rstd), read<T>(x().tangent),
                               read<T>(weight_tangent_), read<T>(bias_tangent_),
-                              write<T>(to.tangent), write<T>(mean_tangent_), write<T>(projection_)},
+                              write<T>(to.tangent), write<T>(mean_tangent_), write<T>(projection_),
+                              sums()},
         Device(call_.like));
   }
 
@@ -281,14 +282,14 @@ class NormActPool : public Layer {
               read<T>(from.rstd), read<T>(x().tangent), read<T>(weight_tangent_),
               read<T>(bias_tangent_), read<T>(mean_tangent_), read<T>(projection_),
               read<T>(from.grad), read<T>(from.grad_tangent), write<T>(grad),
-              write<T>(grad_tangent), write<T>(partial), write<T>(weight), write<T>(bias)},
+              write<T>(grad_tangent), write<T>(partial), write<T>(weight), write<T>(bias), sums()},
           Device(call_.like));
       call_.add_grad_tangent(in_, grad_tangent);
     } else {
       run(NormActPoolBackward<T>{shape_, read<T>(x().data), read<T>(weight_), read<T>(bias_),
                                  read<T>(from.mean), read<T>(from.rstd), read<T>(from.grad),
                                  write<T>(grad), write<T>(partial), write<T>(weight),
-                                 write<T>(bias)},
+                                 write<T>(bias), sums()},
           Device(call_.like));
     }
     if (call_.wants_grad(in_)) call_.add_grad(in_, grad);
@@ -301,6 +302,14 @@ class NormActPool : public Layer {
 
   Tensor statistics(const char* name) const {
     return call_.workspace.contiguous(name, out_, {shape_.statistics()}, call_.like);
+  }
+  // The workspace for images that several blocks of a CUDA kernel share, or null.
+  double* sums() const {
+    const int64_t size = on_cuda(call_.like) ? shape_.sums_size() : 0;
+    if (size == 0) return nullptr;
+    const int64_t in_double = sizeof(double) / sizeof(T);
+    return reinterpret_cast<double*>(
+        write<T>(call_.workspace.contiguous("norm_sums", 0, {size * in_double}, call_.like)));
   }
 
   // The weight or bias in the order that the kernels read, (pixels, C). Parameters are stored as

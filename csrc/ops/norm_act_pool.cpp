@@ -40,6 +40,8 @@ struct Arguments {
     x = as_channels_last(x_in);
     weight = affine(check, weight_in, "weight");
     bias = affine(check, bias_in, "bias");
+    const int64_t size = on_cuda(x) ? shape.sums_size() : 0;
+    if (size > 0) sums_ = empty({size}, x, ScalarType::Double);
   }
 
   // Checks affine parameters (or a tangent of them) and converts them to the order of the kernels:
@@ -79,10 +81,16 @@ struct Arguments {
     return empty(sizes, x, std::nullopt, MemoryFormat::ChannelsLast);
   }
 
+  // The workspace for images that several blocks of a CUDA kernel share, or null.
+  double* sums() const { return sums_.defined() ? write<double>(sums_) : nullptr; }
+
   NormActPoolShape shape;
   Ints affine_sizes, statistics_sizes, out_sizes;
   Tensor x;
   OptionalTensor weight, bias;
+
+ private:
+  Tensor sums_;
 };
 
 }  // namespace
@@ -99,7 +107,7 @@ std::tuple<Tensor, Tensor, Tensor> norm_act_pool(const Tensor& x, const Optional
   with_dtype(x, [&](auto type) {
     using T = decltype(type);
     run(NormActPoolForward<T>{a.shape, read<T>(a.x), read<T>(a.weight), read<T>(a.bias),
-                              write<T>(out), write<T>(mean), write<T>(rstd)},
+                              write<T>(out), write<T>(mean), write<T>(rstd), a.sums()},
         device);
   });
   return {out, mean, rstd};
@@ -122,7 +130,8 @@ std::tuple<Tensor, Tensor, Tensor> norm_act_pool_backward(
     using T = decltype(type);
     run(NormActPoolBackward<T>{a.shape, read<T>(a.x), read<T>(a.weight), read<T>(a.bias),
                                read<T>(m), read<T>(s), read<T>(above), write<T>(grad_x),
-                               write<T>(partial), write<T>(grad_weight), write<T>(grad_bias)},
+                               write<T>(partial), write<T>(grad_weight), write<T>(grad_bias),
+                               a.sums()},
         device);
   });
   return {grad_x, a.affine_result(grad_weight), a.affine_result(grad_bias)};
@@ -146,7 +155,8 @@ std::tuple<Tensor, Tensor, Tensor> norm_act_pool_tangent(
     using T = decltype(type);
     run(NormActPoolTangent<T>{a.shape, read<T>(a.x), read<T>(a.weight), read<T>(a.bias), read<T>(m),
                               read<T>(s), read<T>(xt), read<T>(wt), read<T>(bt),
-                              write<T>(out_tangent), write<T>(mean_tangent), write<T>(projection)},
+                              write<T>(out_tangent), write<T>(mean_tangent), write<T>(projection),
+                              a.sums()},
         device);
   });
   return {out_tangent, mean_tangent, projection};
@@ -182,8 +192,8 @@ std::tuple<Tensor, Tensor, Tensor> norm_act_pool_backward_tangent(
                                       read<T>(m), read<T>(s), read<T>(xt), read<T>(wt), read<T>(bt),
                                       read<T>(mt), read<T>(q), read<T>(above),
                                       read<T>(above_tangent), nullptr, write<T>(grad_x_tangent),
-                                      write<T>(partial), write<T>(grad_weight),
-                                      write<T>(grad_bias)},
+                                      write<T>(partial), write<T>(grad_weight), write<T>(grad_bias),
+                                      a.sums()},
         device);
   });
   return {grad_x_tangent, a.affine_result(grad_weight), a.affine_result(grad_bias)};

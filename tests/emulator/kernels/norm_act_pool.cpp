@@ -65,6 +65,8 @@ struct Data {
     in_size = in;
     groups = shape.batch * shape.groups;
   }
+  std::vector<double> sums() const { return std::vector<double>(shape.sums_size(), std::nan("")); }
+
   NormActPoolShape shape;
   Options options;
   int64_t in_size, out_size, groups;
@@ -84,9 +86,11 @@ struct Forward {
     Outputs<T> out;
     T* const mean = out.add("mean", data.groups, normalised);
     T* const rstd = out.add("rstd", data.groups, normalised);
-    const trajmatch::NormActPoolForward<T> params{
+    trajmatch::NormActPoolForward<T> params{
         data.shape, x.get(), weight.get(), bias.get(), out.add("out", data.out_size), mean, rstd};
     if (backend == Backend::kCuda) {
+      std::vector<double> sums = data.sums();
+      params.sums = sums.empty() ? nullptr : sums.data();
       trajmatch::cuda::launch_norm_act_pool_forward(params, test_stream());
     } else {
       trajmatch::cpu::norm_act_pool_forward(params, 0, data.shape.batch);
@@ -109,7 +113,7 @@ struct Tangent {
     Outputs<T> out;
     T* const mean_tangent = out.add("mean_tangent", data.groups, normalised);
     T* const projection = out.add("projection", data.groups, normalised);
-    const trajmatch::NormActPoolTangent<T> params{
+    trajmatch::NormActPoolTangent<T> params{
         data.shape,         x.get(),
         weight.get(),       bias.get(),
         mean.get(),         rstd.get(),
@@ -117,6 +121,8 @@ struct Tangent {
         bias_tangent.get(), out.add("out_tangent", data.out_size),
         mean_tangent,       projection};
     if (backend == Backend::kCuda) {
+      std::vector<double> sums = data.sums();
+      params.sums = sums.empty() ? nullptr : sums.data();
       trajmatch::cuda::launch_norm_act_pool_tangent(params, test_stream());
     } else {
       trajmatch::cpu::norm_act_pool_tangent(params, 0, data.shape.batch);
@@ -140,18 +146,20 @@ struct Backward {
     T* const grad_x = out.add("grad_x", data.in_size);
     T* const partial = out.add("partial", data.shape.batch * 2 * size, affine);
     T* const grad_weight = out.add("grad_weight", size, affine);
-    const trajmatch::NormActPoolBackward<T> params{data.shape,
-                                                   x.get(),
-                                                   weight.get(),
-                                                   bias.get(),
-                                                   mean.get(),
-                                                   rstd.get(),
-                                                   grad_out.get(),
-                                                   grad_x,
-                                                   partial,
-                                                   grad_weight,
-                                                   out.add("grad_bias", size, affine)};
+    trajmatch::NormActPoolBackward<T> params{data.shape,
+                                             x.get(),
+                                             weight.get(),
+                                             bias.get(),
+                                             mean.get(),
+                                             rstd.get(),
+                                             grad_out.get(),
+                                             grad_x,
+                                             partial,
+                                             grad_weight,
+                                             out.add("grad_bias", size, affine)};
     if (backend == Backend::kCuda) {
+      std::vector<double> sums = data.sums();
+      params.sums = sums.empty() ? nullptr : sums.data();
       trajmatch::cuda::launch_norm_act_pool_backward(params, test_stream());
     } else {
       trajmatch::cpu::norm_act_pool_backward(params, 0, data.shape.batch);
@@ -185,7 +193,7 @@ struct BackwardTangent {
     T* const grad_x_tangent = out.add("grad_x_tangent", data.in_size);
     T* const partial = out.add("partial", data.shape.batch * 2 * size, affine);
     T* const grad_weight = out.add("grad_weight_tangent", size, affine);
-    const trajmatch::NormActPoolBackwardTangent<T> params{
+    trajmatch::NormActPoolBackwardTangent<T> params{
         data.shape,
         x.get(),
         weight.get(),
@@ -206,6 +214,8 @@ struct BackwardTangent {
         out.add("grad_bias_tangent", size, affine),
     };
     if (backend == Backend::kCuda) {
+      std::vector<double> sums = data.sums();
+      params.sums = sums.empty() ? nullptr : sums.data();
       trajmatch::cuda::launch_norm_act_pool_backward_tangent(params, test_stream());
     } else {
       trajmatch::cpu::norm_act_pool_backward_tangent(params, 0, data.shape.batch);
@@ -316,6 +326,11 @@ std::vector<testing::Case> sizes() {
       {{1, 32, 64, 8}, Norm::kInstance, Pooling::kAverage, true},
       {{1, 33, 64, 8}, Norm::kInstance, Pooling::kAverage, false},
       {{1, 33, 64, 8}, Norm::kInstance, Pooling::kNone, false},
+      // Images that several blocks share: two and three of them, and channels beyond the lanes.
+      {{1, 64, 65, 8}, Norm::kInstance, Pooling::kAverage, false},
+      {{2, 79, 79, 3}, Norm::kInstance, Pooling::kMax, false},
+      {{1, 66, 64, 12}, Norm::kGroup, Pooling::kNone, false},
+      {{1, 64, 64, 36}, Norm::kLayer, Pooling::kAverage, false},
       // So many images that blocks take 32 channels each.
       {{520, 2, 2, 32}, Norm::kInstance, Pooling::kMax, true},
   };
@@ -326,7 +341,8 @@ std::vector<testing::Case> sizes() {
                            shape_of(one.size, one.norm, Activation::kRelu, one.pooling);
                        const int slots = one.pooling == Pooling::kNone ? 32 : 8;
                        testing::expect(
-                           trajmatch::cuda::plan_blocks(shape, slots, 512).held == one.held,
+                           trajmatch::cuda::plan_blocks(shape, slots, 512, nullptr).held ==
+                               one.held,
                            "another kernel was chosen");
                        check_all(shape, Options{0x7f});
                      }});
@@ -334,11 +350,27 @@ std::vector<testing::Case> sizes() {
   return cases;
 }
 
+void check_parts() {
+  const auto parts = [](const Size& size, Norm norm) {
+    return shape_of(size, norm, Activation::kRelu, Pooling::kAverage).parts();
+  };
+  NormActPoolShape batch =
+      shape_of({256, 32, 32, 64}, Norm::kInstance, Activation::kRelu, Pooling::kNone);
+  batch.over_batch = true;
+  // ImageNet's first layer; many images; planes that one block holds; no norm; batch norm.
+  testing::expect(parts({10, 128, 128, 128}, Norm::kInstance) == 7 &&
+                      parts({100, 64, 64, 128}, Norm::kInstance) == 1 &&
+                      parts({1, 32, 64, 8}, Norm::kInstance) == 1 &&
+                      parts({1, 128, 128, 8}, Norm::kNone) == 1 && batch.parts() == 128 &&
+                      batch.sums_size() == 128 * 4 * 64,
+                  "images are shared by another number of blocks");
+}
+
 void check_refused() {
   NormActPoolShape shape =
       shape_of({1, 65536, 32768, 1}, Norm::kInstance, Activation::kRelu, Pooling::kNone);
   testing::expect_contains(
-      testing::message_of([&] { trajmatch::cuda::plan_blocks(shape, 0, 512); }),
+      testing::message_of([&] { trajmatch::cuda::plan_blocks(shape, 0, 512, nullptr); }),
       "one image has 2147483648 activations");
 }
 
@@ -348,6 +380,7 @@ std::vector<testing::Case> norm_act_pool_cases() {
   std::vector<testing::Case> cases = combinations();
   for (const testing::Case& one : option_patterns()) cases.push_back(one);
   for (const testing::Case& one : sizes()) cases.push_back(one);
+  cases.push_back({"norm_act_pool parts", check_parts});
   cases.push_back({"norm_act_pool of an image too large to number", check_refused});
   return cases;
 }
