@@ -98,12 +98,12 @@ def match_of(
 def gradients_of(
     objective: Objective, tasks: Sequence[Any], parameters: Tensors, plan: Plan | None = None
 ) -> list[OuterGradient]:
-    """The gradients of tasks, one after another, on the host."""
+    """The gradients of tasks, one after another."""
     return read(one_by_one(objective, tasks, parameters, plan or Plan()), parameters)
 
 
 def results_of(gradients: Sequence[OuterGradient]) -> list[Results]:
-    """What ``read`` makes these gradients of."""
+    """The results that ``read`` turns into these gradients."""
     return [
         (
             torch.tensor(each.loss, dtype=torch.float64),

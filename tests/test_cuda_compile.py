@@ -58,8 +58,8 @@ INSTRUCTIONS = {
     "first_layer_backward_kernel<3>": 3900,
     "first_layer_backward_tangent_kernel<3>": 3700,
 }
-#: Most instructions for each product in the main loops of the deep blocks' kernels, with the widest
-#: tiles: in TF32 (kind 0), in three TF32 products (1) and in half precision (2).
+#: Most instructions per product (HMMA) in the main loops of the deep blocks' kernels, with the
+#: widest tiles: in TF32 (kind 0), in three TF32 products (1) and in half precision (2).
 PER_PRODUCT = {
     r"fused_(block|convolution)_\w*kernel<.*Tile<\d+, 128>, .*\)0>": 2.4,
     r"fused_block_\w*kernel<.*Tile<\d+, 64>, .*\)1>": 6.5,
@@ -117,12 +117,12 @@ def inner_loops(instructions: list[tuple[int, str, str]]) -> Iterator[Counter[st
     ("sources", "kernels"), [("f*", 60), pytest.param("*", 150, marks=pytest.mark.slow)]
 )
 def test_the_machine_code_keeps_to_its_budgets(sources: str, kernels: int, tmp_path: Path) -> None:
-    sizes, moving, long, known = {}, {}, {}, set()
+    sizes, moving, long, matched = {}, {}, {}, set()
     for name, instructions in machine_code(library(ALWAYS), sources, "sm_90", tmp_path):
         sizes[name] = len(instructions)
         print(f"{name}: {sizes[name]} instructions")
         budgets = [each for each in PER_PRODUCT if re.fullmatch(each, name)]
-        known.update(budgets)
+        matched.update(budgets)
         for loop in inner_loops(instructions):
             if not loop["HMMA"]:
                 continue
@@ -132,7 +132,7 @@ def test_the_machine_code_keeps_to_its_budgets(sources: str, kernels: int, tmp_p
                 moving[name] = loop["MOV"], loop["HMMA"]
             if budgets and per_product > PER_PRODUCT[budgets[0]]:
                 long[name] = per_product
-    assert len(sizes) >= kernels and known == PER_PRODUCT.keys()
+    assert len(sizes) >= kernels and matched == PER_PRODUCT.keys()
     assert moving == {}, "more moves of registers than products"
     assert long == {}, "more instructions for each product"
     assert {name: sizes[name] for name, most in INSTRUCTIONS.items() if sizes[name] > most} == {}

@@ -121,11 +121,11 @@ def test_a_card_with_little_shared_memory_gets_the_library_s_blocks(
     assert done.stdout.split() == 3 * [str(library)]
 
 
-#: Compares the gradient with autograd's where several blocks share the pixels of a batch norm.
-BATCH_NORM = """
+#: Compares with autograd where several blocks share the pixels of an image.
+SHARED = """
 import emulated_module, torch
 from torch.nn.functional import cross_entropy
-from trajmatch import networks, ops, random
+from trajmatch import networks, ops, random, reference
 
 draw = random.generator(0, "card")
 model = networks.ConvNet(3, 4, 32, width=3, depth=1, norm="batch")
@@ -140,12 +140,21 @@ along = torch.randn(len(theta), generator=draw, dtype=torch.float64)
 found = ops.gradient_jvp(model, theta.detach(), images, labels, along)
 torch.testing.assert_close(ops.gradient(model, theta.detach(), images, labels)[1], wanted)
 torch.testing.assert_close(found.grad_theta, second, rtol=1e-9, atol=1e-11)
+_, single = ops.gradient(model, theta.detach().float(), images.float(), labels)
+torch.testing.assert_close(single.double(), wanted, rtol=1e-4, atol=1e-5)
+
+x = torch.randn(1, 2, 64, 64, generator=draw, dtype=torch.float64)
+choices = {"norm": "instance", "activation": "relu", "pooling": "average"}
+exact = reference.norm_act_pool(x, **choices)
+torch.testing.assert_close(ops.norm_act_pool(x, **choices), exact)
+single = ops.norm_act_pool(x.float(), **choices).double()
+torch.testing.assert_close(single, exact, rtol=1e-4, atol=1e-5)
 """
 
 
-def test_a_batch_norm_that_blocks_share_is_exact(emulated_module: Path) -> None:
+def test_images_that_blocks_share_are_exact(emulated_module: Path) -> None:
     done = subprocess.run(
-        [sys.executable, "-c", BATCH_NORM],
+        [sys.executable, "-c", SHARED],
         env=environment_of(emulated_module),
         capture_output=True,
         text=True,

@@ -61,7 +61,7 @@ class Replayed:
     ) -> Outputs:
         """Call ``function(inputs)``, or replay its recording; return the outputs.
 
-        Inputs may lie on the host, and pinned ones must not change before the outputs are read.
+        Inputs may be on the host; do not change pinned ones before the outputs are read.
         ``kind`` identifies everything that the function depends on besides shapes, dtypes and
         devices of the inputs. The function may write only to the tensors ``state``.
         """

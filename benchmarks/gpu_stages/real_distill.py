@@ -88,7 +88,7 @@ def run(settings: Settings, record: Record) -> None:
 
 
 def timed(function: Callable[[], None], device: str) -> Callable[[], float]:
-    """Call a function and return how to ask for its seconds; the host does not wait for a GPU."""
+    """Call a function; return a callable that gives its seconds. The host does not wait."""
     if device == "cpu":
         taken = seconds(function)
         return lambda: taken

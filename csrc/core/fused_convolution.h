@@ -46,7 +46,7 @@ struct FusedConvolutionShape {
   bool fits() const {
     return (size == 16 || size == 8) && (channels == 32 || channels == 64 || channels == 128);
   }
-  // The most output channels of a thread block. kTf32x3 has no registers for 128.
+  // The most output channels of a thread block. kTf32x3 runs out of registers at 128.
   int64_t widest_tile(ProductKind kind) const {
     return kind == ProductKind::kTf32x3 && channels > 64 ? 64 : channels;
   }
@@ -64,7 +64,7 @@ struct FusedConvolutionShape {
 
 // Reorders the weights [K, C, C, 3, 3] into [K, 9 C^2], the order that the kernels read: for every
 // 16 input channels and every row of taps, [3 taps, 4 groups, C outputs, 4 inputs of the group].
-// For kFp16 it is the same with 32 channels and groups of 8, in halves, two per float.
+// For kFp16: 32 input channels and groups of 8, stored as halves, two per float.
 struct PackConvolution {
   FusedConvolutionShape shape;
   int64_t parameter_stride;           // elements between the weights of two trajectories

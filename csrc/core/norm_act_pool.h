@@ -50,22 +50,27 @@ struct NormActPoolShape {
     result.over_batch = false;
     return result;
   }
-  // CUDA: the blocks that share an image where there are too few images and channels for all
-  // multiprocessors. Each takes at least 2048 pixels.
+  // CUDA: number of blocks that share the pixels of an image. It is above 1 if images and channels
+  // are too few to fill the GPU (two blocks per multiprocessor of an H200); each block then has at
+  // least 2048 pixels of up to 32 channels.
   int64_t parts() const {
-    constexpr int64_t kEnoughBlocks = 264, kFewestPixels = 2048, kLanes = 32;
+    constexpr int64_t kEnoughBlocks = 264, kFewestPixels = 2048, kLanes = 32, kFewestLanes = 8;
     if (over_batch) return as_one_image().parts();
     if (groups == 0 || batch == 0) return 1;
-    const int64_t tiles = groups == channels ? (channels + kLanes - 1) / kLanes : groups;
-    const int64_t wanted = (kEnoughBlocks + batch * tiles - 1) / (batch * tiles);
-    const int64_t most = pixels() / kFewestPixels;
+    const bool alone = groups == channels;
+    const auto blocks = [&](int64_t lanes) {
+      return batch * (alone ? (channels + lanes - 1) / lanes : groups);
+    };
+    if (blocks(kFewestLanes) >= kEnoughBlocks) return 1;
+    const int64_t wanted = (kEnoughBlocks + blocks(kLanes) - 1) / blocks(kLanes);
+    const int64_t wide = channels / groups / kLanes;  // groups of channels take several rounds
+    const int64_t most = pixels() * (wide > 1 ? wide : 1) / kFewestPixels;
     return wanted < most ? wanted : most < 1 ? 1 : most;
   }
-  // CUDA: elements of the workspace `sums`, four sums for each channel of each part; 0 if it is not
-  // needed.
+  // CUDA: size of the workspace `sums`: four sums per part and channel; 0 if no image is shared.
   int64_t sums_size() const {
-    const int64_t shares = parts();
-    return shares == 1 ? 0 : (over_batch ? 1 : batch) * shares * 4 * channels;
+    const int64_t count = parts();
+    return count == 1 ? 0 : (over_batch ? 1 : batch) * count * 4 * channels;
   }
   int64_t statistics() const { return (over_batch ? 1 : batch) * groups; }  // number of means
   TM_HD int64_t pixels() const { return height * width; }
@@ -85,7 +90,7 @@ struct NormActPoolForward {
   T* out;                  // [B, Ho, Wo, C]
   T* mean;                 // [B, G]
   T* rstd;                 // [B, G]
-  double* sums = nullptr;  // [sums_size()] workspace, CUDA only; null: images are not shared
+  double* sums = nullptr;  // [sums_size()] workspace, CUDA only; null: one block per image and tile
 };
 
 template <class T>
@@ -103,7 +108,7 @@ struct NormActPoolBackward {
   T* grad_weight;          // [A], or null together with grad_bias: then neither is computed and the
                            // workspace is not used
   T* grad_bias;            // [A]
-  double* sums = nullptr;  // [sums_size()] workspace, CUDA only; null: images are not shared
+  double* sums = nullptr;  // [sums_size()] workspace, CUDA only; null: one block per image and tile
 };
 
 template <class T>
@@ -120,7 +125,7 @@ struct NormActPoolTangent {
   T* out_tangent;           // [B, Ho, Wo, C]
   T* mean_tangent;          // [B, G] m'
   T* projection;            // [B, G] q
-  double* sums = nullptr;   // [sums_size()] workspace, CUDA only; null: images are not shared
+  double* sums = nullptr;  // [sums_size()] workspace, CUDA only; null: one block per image and tile
 };
 
 template <class T>
@@ -143,7 +148,7 @@ struct NormActPoolBackwardTangent {
   T* partial_grad_affine;  // [B, 2, A] workspace, as in the backward pass
   T* grad_weight_tangent;  // [A], or null together with grad_bias_tangent
   T* grad_bias_tangent;    // [A]
-  double* sums = nullptr;  // [sums_size()] workspace, CUDA only; null: images are not shared
+  double* sums = nullptr;  // [sums_size()] workspace, CUDA only; null: one block per image and tile
 };
 
 namespace cpu {

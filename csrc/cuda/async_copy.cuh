@@ -46,13 +46,13 @@ class AsyncCopies {
 
 #else
 
-// The emulator makes each copy at the last moment allowed, so that a missing wait gives wrong
-// results, or under other schedules at once, so that a copy over data in use does.
+// The emulator copies as late as allowed, so that a missing wait shows, or under other schedules at
+// once, so that overwriting data in use shows.
 class AsyncCopies {
  public:
   void start(float4* to, const float4* from, bool exists = true) {
     const std::pair<float4*, const float4*> copy(to, exists ? from : nullptr);
-    if (::emulator::copies_at_once()) return make(copy);
+    if (::emulator::copies_immediately()) return make(copy);
     open_.push_back(copy);
   }
   void commit() {

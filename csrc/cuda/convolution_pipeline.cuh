@@ -64,8 +64,8 @@ class Pipeline {
   }
 
   __device__ __forceinline__ int steps_of_term() const { return chunks_ * 3; }
-  // Waits for the copies of this step and for the products of the last one, then starts copies for
-  // later steps.
+  // Waits for the copies of this step and for the products of the previous one, then starts copies
+  // for later steps.
   __device__ __forceinline__ void begin() {
     copies_.template wait<0>();
     __syncthreads();
@@ -164,7 +164,8 @@ class Pipeline {
   const float4* x_;
   const float4* w_;
   int inputs_left_, weights_left_;
-  // This step: its row of taps, and the offsets of its buffers. The others are for the next copies.
+  // This step: its row of taps, and the offsets of its buffers. The other buffers take the next
+  // copies.
   int ky_ = 2, input_ = C::kInputSize, weight_ = C::kWeightSize;
   AsyncCopies copies_;
 };

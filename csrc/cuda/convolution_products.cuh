@@ -46,7 +46,7 @@ __device__ __forceinline__ void multiply(const float4* pixels, const float4* wei
         if constexpr (kind == ProductKind::kFp16) {
           multiply_halves(sums[m][n + i], a[m], b);
         } else if constexpr (kThree) {
-          // Tensor cores cut sums off instead of rounding them, so long sums are added outside.
+          // Tensor cores truncate sums instead of rounding them, so add long sums outside.
           float part[4] = {0.0f, 0.0f, 0.0f, 0.0f};
           multiply_tf32(part, a_rest[m], b);
           multiply_tf32(part, a[m], b_rest);
@@ -61,8 +61,8 @@ __device__ __forceinline__ void multiply(const float4* pixels, const float4* wei
   }
 }
 
-// Where the lane reads inputs, relative to the block's first pixel. Of the four matrices of
-// ldmatrix, the second is one row of pixels below the first, and the last two are the next piece.
+// Where the lane reads inputs, relative to the block's first pixel. Of ldmatrix's four matrices,
+// the second is one pixel row lower; the last two are the next piece.
 template <class Tile, ProductKind kind>
 __device__ __forceinline__ int lane_pixel(const Place<Tile>& place) {
   const int lane = static_cast<int>(threadIdx.x) % kWarpSize;
@@ -127,7 +127,7 @@ __device__ __forceinline__ void convolve(const FusedConvolution& params, const P
         multiply<Tile, kind>(pixels + kx + piece * C::kPlane,
                              weights + kx * C::kTapSize + piece * Tile::kChannels, sums);
       };
-      if constexpr (kind == ProductKind::kTf32x3) {  // unrolled, it has too few registers
+      if constexpr (kind == ProductKind::kTf32x3) {  // unrolled, it would spill registers
         TM_NO_UNROLL
         for (int i = 0; i < 3 * C::kPieces / 2; ++i) add(i / 2, i % 2 * 2);
       } else {

@@ -43,7 +43,7 @@ __device__ __forceinline__ TermScales pair_scales(const FusedConvolutionWeight& 
                     params.pairs == 2 ? exponent(params.pair[1]) : 0);
 }
 
-// Adds strips to the sums of the warp. `x` and `dy` are the places where the lane reads. The warp
+// Adds strips to the sums of the warp. `x` and `dy` are the offsets where the lane reads. The warp
 // takes every kParts-th product of 8 or 16 pixels, starting with number `part`.
 template <int side, int channels, ProductKind kind>
 __device__ __forceinline__ void add_strips(StripPipeline<side, channels, kind>& pipeline,

@@ -1,4 +1,4 @@
-// The second launch of the backward passes: adds the gradients of weight and bias over the images.
+// The last launch of the backward passes: adds the gradients of weight and bias over the images.
 #pragma once
 
 #include "core/norm_act_pool.h"

@@ -40,10 +40,10 @@ void with_fixed_activation(Activation activation, const Body& body) {
 
 // Calls body(pooling, held, activation, plan) for the kernel that fits the shape, with `pooling`
 // and `held` as compile-time constants. Slots::windows<pooling>() is the number of windows that a
-// thread of the held kernel keeps in registers. Where blocks share images, calls it for each of the
-// `count` sums, and once more.
+// thread of the held kernel keeps in registers. If blocks share images, body is called once for
+// each of the `stored_sums` sums, then once more.
 template <class T, class Slots, class Body>
-void with_kernel(const NormActPoolShape& shape, double* sums, int count, const Body& body) {
+void with_kernel(const NormActPoolShape& shape, double* sums, int stored_sums, const Body& body) {
   with_pooling(shape.pooling, [&](auto pooling) {
     constexpr bool kHolds = std::is_same_v<T, float>;
     Plan plan = plan_blocks(shape, kHolds ? Slots::template windows<pooling()>() : 0,
@@ -57,7 +57,7 @@ void with_kernel(const NormActPoolShape& shape, double* sums, int count, const B
     }
     const AnyActivation activation{shape.activation};
     if (plan.tiling.parts == 1) return body(pooling, std::false_type(), activation, plan);
-    for (plan.tiling.phase = 0; plan.tiling.phase <= count; ++plan.tiling.phase) {
+    for (plan.tiling.phase = 0; plan.tiling.phase <= stored_sums; ++plan.tiling.phase) {
       body(pooling, std::false_type(), activation, plan);
     }
   });

@@ -37,7 +37,8 @@ __global__ void __launch_bounds__(kPlaneThreads<T>, 1)
   for_channels<held>(part, [&](int channel, bool active) {
     if (active) pixels.hold(shape, part, x + channel);
   });
-  // Sum number `which`: of value(pixel) over the pixels of the norm group. False: it is stored.
+  // Sums value(pixel) over the norm group. Returns false in the launch that only stores sum
+  // `which`.
   const auto sum_group = [&](int which, double (&sum)[1], const auto& value) {
     sum[0] = 0.0;
     for_channels<held>(part, [&](int channel, bool active) {

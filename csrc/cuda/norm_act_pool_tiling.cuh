@@ -1,17 +1,18 @@
 // How the blocks of the four passes of norm-activation-pool cover the activations [B, H, W, C].
 //
-// A block owns one image and a range of channels made of whole norm groups, so no statistic crosses
-// blocks. Its threads are `lanes` neighbouring channels (x) times `rows` (y). A thread walks the
-// windows of its channel, `rows` windows apart. Neighbouring lanes access neighbouring memory: a
-// row of 8 float32 lanes is a whole 32-byte sector, and a row of 32 is a whole cache line.
+// A block owns one image, or a part of its pixels, and a range of channels made of whole norm
+// groups. Its threads are `lanes` neighbouring channels (x) times `rows` (y). A thread walks the
+// windows of its channel, `rows` windows apart (times the parts of the image). Neighbouring lanes
+// access neighbouring memory: a row of 8 float32 lanes is a whole 32-byte sector, and a row of 32
+// is a whole cache line.
 //
 // Each pass has two kinds of kernel:
 //   held     keeps the pixels in registers and reads the activations once. It needs float32, a norm
 //            with groups of 1 to 32 channels (a power of two), one weight per channel, and a plane
 //            small enough for the registers of a block.
-//   general  everything else. It reads the activations again for each sum, mostly from cache. Where
-//            images and channels are few, several blocks share the pixels of an image: each of
-//            the first launches stores a sum for each block, and the last launch uses them.
+//   general  everything else. It reads the activations again for each sum, mostly from cache. If
+//            images and channels are few, several blocks share the pixels of an image. Each launch
+//            but the last stores one sum per block; later launches add these up.
 #pragma once
 
 #include <cstdint>
@@ -24,25 +25,27 @@
 namespace trajmatch::cuda {
 
 // Threads per block, at most. With 512 threads each has 128 registers, of which the held pixels
-// take about half. Float64 needs more.
+// take about half. Float64 needs more, so 256 threads.
 template <class T>
 constexpr int kPlaneThreads = sizeof(T) == sizeof(float) ? 512 : 256;
 
 constexpr int kFewestLanes = 8;  // one whole 32-byte sector of float32
-// With fewer blocks, they take fewer lanes. About four per multiprocessor of the largest GPUs.
+// With fewer blocks than this, a block takes fewer lanes. 512 is about four per multiprocessor of
+// the largest GPUs.
 constexpr int64_t kManyBlocks = 512;
 
 constexpr int kWhole = -1;  // the phase of a pass that takes a single launch
 
 // Launch parameters of a kernel besides the shape.
 struct Tiling {
-  int group_size;          // channels in a norm group; 1 without normalisation
-  int channels;            // channels that a block owns
-  int tiles;               // blocks per image
-  int group_lanes;         // lanes over which a group's sums are added, a power of two
-  double inverse_count;    // 1 / values in a group
-  int parts = 1;           // blocks that share the pixels of an image
-  int phase = kWhole;      // kWhole, or the number of the sum to store, or that of the last launch
+  int group_size;        // channels in a norm group; 1 without normalisation
+  int channels;          // channels that a block owns
+  int tiles;             // channel ranges per image
+  int group_lanes;       // lanes over which a group's sums are added, a power of two
+  double inverse_count;  // 1 / values in a group
+  int parts = 1;         // blocks that share the pixels of an image
+  int phase = kWhole;    // kWhole, or the launch's number, which is that of the sum it stores; the
+                         // last stores none
   double* sums = nullptr;  // [B, parts, 4, C]
 };
 
@@ -133,27 +136,29 @@ inline Plan plan_blocks(const NormActPoolShape& shape, int windows_held, int thr
 
 // The image and channels of the block, and the norm group of the thread's lane.
 struct Part {
-  // `parts`: tiling.parts, which the held kernel knows to be 1.
+  // `parts_`: tiling.parts; the held kernel passes the constant 1.
   __device__ __forceinline__ Part(const NormActPoolShape& shape, const Tiling& tiling, int parts_)
       : parts(parts_),
-        number(static_cast<int>(blockIdx.x % static_cast<unsigned>(parts))),
-        image(static_cast<int64_t>(block() / static_cast<unsigned>(tiling.tiles))),
+        number(static_cast<int>(blockIdx.x / tiles(tiling) % static_cast<unsigned>(parts))),
+        image(static_cast<int64_t>(blockIdx.x / tiles(tiling) / static_cast<unsigned>(parts))),
         lane(static_cast<int>(threadIdx.x)),
-        first(static_cast<int>(block() % static_cast<unsigned>(tiling.tiles)) * tiling.channels),
+        first(static_cast<int>(blockIdx.x % tiles(tiling)) * tiling.channels),
         end(min(first + tiling.channels, static_cast<int>(shape.channels))),
         // A lane beyond the last channel still takes part in the sums and needs a valid group.
         group(image * shape.groups + min(first + lane, end - 1) / tiling.group_size),
         leads_group(number == 0 && threadIdx.y == 0 && lane % tiling.group_lanes == 0 &&
                     first + lane < end) {}
 
-  // The first window of the thread, and the distance to its next one.
-  __device__ __forceinline__ int window() const {
+  // The thread's first window, and the step to its next one.
+  __device__ __forceinline__ int first_window() const {
     return number * static_cast<int>(blockDim.y) + static_cast<int>(threadIdx.y);
   }
-  __device__ __forceinline__ int windows() const { return parts * static_cast<int>(blockDim.y); }
+  __device__ __forceinline__ int window_step() const {
+    return parts * static_cast<int>(blockDim.y);
+  }
 
   int parts;   // blocks that share the image
-  int number;  // of this block among them
+  int number;  // of this block among them, from 0
   int64_t image;
   int lane;
   int first, end;    // channels
@@ -161,8 +166,8 @@ struct Part {
   bool leads_group;  // this thread writes the group's statistics
 
  private:
-  __device__ __forceinline__ unsigned block() const {
-    return blockIdx.x / static_cast<unsigned>(parts);
+  __device__ __forceinline__ static unsigned tiles(const Tiling& tiling) {
+    return static_cast<unsigned>(tiling.tiles);
   }
 };
 
@@ -204,16 +209,15 @@ __device__ __forceinline__ void sum_over_rows(double (&values)[kCount], double* 
   __syncthreads();
 }
 
-// Finishes sums over the pixels, of which the thread has its own share: stores them in the launch
-// for sum `which` of a shared image, and otherwise returns true, with the sums over all pixels and
-// lanes in `values`. In later launches they come from the workspace. `channel`: the one under which
-// they are stored. All threads must call it.
+// Adds the threads' sums over the pixels. In the launch that stores sum `which`, stores the block's
+// sum under `channel` and returns false. Otherwise returns true, with the lane's sums over the
+// image in `values`; later launches read them from the workspace. All threads must call it.
 template <bool held, int kCount>
 __device__ __forceinline__ bool finish_sums(double (&values)[kCount], int which, int channel,
                                             bool active, const NormActPoolShape& shape,
                                             const Part& part, const Tiling& tiling,
                                             double* shared) {
-  if constexpr (held) {
+  if (held || part.parts == 1) {
     sum_over_rows(values, shared);
     return true;
   }

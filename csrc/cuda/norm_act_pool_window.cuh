@@ -97,14 +97,14 @@ template <Pooling pooling, bool held, int slots, class Body>
 __device__ __forceinline__ void for_windows(const NormActPoolShape& shape, const Part& part,
                                             const Body& body) {
   if constexpr (held) {
-    WindowWalk<pooling> walk(shape, part.window(), part.windows());
+    WindowWalk<pooling> walk(shape, part.first_window(), part.window_step());
     TM_UNROLL
     for (int slot = 0; slot < slots; ++slot) {
       if (walk.valid()) body(slot, walk.window());
       walk.next();
     }
   } else {
-    for (WindowWalk<pooling> walk(shape, part.window(), part.windows()); walk.valid();
+    for (WindowWalk<pooling> walk(shape, part.first_window(), part.window_step()); walk.valid();
          walk.next()) {
       body(0, walk.window());
     }
@@ -241,8 +241,8 @@ struct AnyActivation {
   }
 };
 
-// A sum of any number of float32 values, off by about one rounding (Kahan). Most GPUs add float64
-// at 1/32 or 1/64 of the rate of float32. A sum with an infinite value is NaN.
+// Kahan sum of float32 values: the error is about one rounding, however many there are. GeForce
+// GPUs add float64 at 1/32 or 1/64 of the rate of float32. An infinite value makes the sum NaN.
 class CompensatedSum {
  public:
   __device__ __forceinline__ CompensatedSum& operator+=(float value) {

@@ -1,7 +1,7 @@
 // The multiply-accumulate loops of a convolution's weight gradient on tensor cores, in TF32 and in
 // half precision. A call adds the products of 8 pixels (16 in half precision) for a warp's 32 input
-// and 32 output channels at three taps kx. The depth of these products is pixels, while shared
-// memory has the channels of a pixel side by side.
+// and 32 output channels at three taps kx. These products sum over pixels, but shared memory keeps
+// the channels of a pixel together.
 #pragma once
 
 #include <cstdint>
@@ -43,8 +43,8 @@ struct LanePlaces {
 };
 
 // TF32: eight pixels in a row. x is rounded already; dy, which fewer warps read, is rounded here,
-// so that shared memory does not become the limit. Depth t of the product is pixel 2 t, and depth t
-// + 4 is pixel 2 t + 1. The inputs of the three taps kx are then four neighbouring pixels.
+// to spare traffic to shared memory. k = t of the product is pixel 2 t, and k = t + 4 is pixel 2 t
+// + 1. The inputs of the three taps kx are then four neighbouring pixels.
 template <class S>
 __device__ __forceinline__ void multiply_in_tf32(const float* x, const float* dy, Sums& sums) {
   float b[4][2];

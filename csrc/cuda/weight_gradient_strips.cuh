@@ -33,7 +33,7 @@ struct Strips {
   static constexpr int kInputs = channels < 64 ? channels : 64;  // input channels of a block
   static constexpr int kOutputs = channels;
   static constexpr int kParts = 8 / (kInputs / 32 * (kOutputs / 32));
-  // Pixels per strip: a whole number of products for every part, where an image has as many.
+  // Pixels per strip: enough for a product for every part, if an image has so many.
   static constexpr int kPixels =
       (kHalf ? 64 : 32) * (kParts == 8 && (!kHalf || side == 16) ? 2 : 1);
   static constexpr int kAtOnce = kHalf ? 16 : 8;  // pixels per product
@@ -84,8 +84,8 @@ class StripPipeline {
   }
 
   __device__ __forceinline__ int steps_of_pair() const { return strips_; }
-  // Waits for the copies of this step and for the products of the last one, then starts the copies
-  // of the second step after this one and rounds those of the first.
+  // Waits for this step's copies and the previous step's products. Then starts the copies two steps
+  // ahead and rounds those of the next step.
   __device__ __forceinline__ void begin() {
     copies_.template wait<S::kHalf ? kStages - 2 : 0>();
     __syncthreads();
@@ -128,7 +128,7 @@ class StripPipeline {
 
   // The places in a stage that this thread copies to.
   __device__ __forceinline__ float4* input_place(int stage, int at) const {
-    // pixel() is in the first of the whole rows that the threads copy at once
+    // the threads copy whole rows at once, so the two offsets add up
     const int pixel_at = S::bordered(pixel<Input>()) + S::bordered(at) + 1;
     return reinterpret_cast<float4*>(memory_ + stage + pixel_at * Input::kPixel) + piece<Input>();
   }
@@ -141,7 +141,7 @@ class StripPipeline {
   // Rounds to TF32 what this thread has copied of x to a stage.
   __device__ __forceinline__ void round(int stage) const {
     if constexpr (!S::kHalf) {
-      copy<Input>([&](int at) { round_to_tf32(input_place(stage, at)); });
+      for_own_pixels<Input>([&](int at) { round_to_tf32(input_place(stage, at)); });
     }
   }
 
@@ -152,11 +152,12 @@ class StripPipeline {
       copied_ = next(copied_);
       // Rows of x outside the plane become zeros.
       const int first_row = strip_ % S::kOfImage * S::kRows + ky_ - 1;
-      copy<Input>([&](int at) {
+      for_own_pixels<Input>([&](int at) {
         const int row = first_row + (pixel<Input>() + at) / side;
         copies_.start(input_place(copied_, at), x_ + at * kAll, row >= 0 && row < side);
       });
-      copy<Output>([&](int at) { copies_.start(output_place(copied_, at), grad_y_ + at * kAll); });
+      for_own_pixels<Output>(
+          [&](int at) { copies_.start(output_place(copied_, at), grad_y_ + at * kAll); });
       x_ += S::kPixels * kAll;
       grad_y_ += S::kPixels * kAll;
       if (++strip_ == strips_) {
@@ -167,9 +168,9 @@ class StripPipeline {
     copies_.commit();  // an empty group when nothing is left, so that wait() counts steps
   }
 
-  // Calls body with the first pixel of each part that the threads copy at once.
+  // Calls body(offset) for each group of pixels that the threads copy at once.
   template <class Operand, class Body>
-  __device__ __forceinline__ static void copy(const Body& body) {
+  __device__ __forceinline__ static void for_own_pixels(const Body& body) {
     TM_UNROLL
     for (int at = 0; at < S::kPixels; at += Operand::kPixelsAtOnce) body(at);
   }

@@ -307,9 +307,9 @@ class NormActPool : public Layer {
   double* sums() const {
     const int64_t size = on_cuda(call_.like) ? shape_.sums_size() : 0;
     if (size == 0) return nullptr;
-    const int64_t in_double = sizeof(double) / sizeof(T);
+    const int64_t per_double = sizeof(double) / sizeof(T);
     return reinterpret_cast<double*>(
-        write<T>(call_.workspace.contiguous("norm_sums", 0, {size * in_double}, call_.like)));
+        write<T>(call_.workspace.contiguous("norm_sums", 0, {size * per_double}, call_.like)));
   }
 
   // The weight or bias in the order that the kernels read, (pixels, C). Parameters are stored as

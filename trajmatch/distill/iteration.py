@@ -43,13 +43,13 @@ def outer_iteration(
     for name, value in renewed.items():
         division.ranks.broadcast_(value)
         state.parameters[name] = OuterParameter.new(value)
-    ready = state.prepared or _prepared(problem, state, division, state.iteration)
+    ready = state.prepared or _prepare(problem, state, division, state.iteration)
     draws, parameters = ready.draws, leaves(state.parameters, problem.device)
     results = compute(ready.tasks, parameters)
     # Make the next tasks now: the device may still be computing, and `read` waits for it.
     state.prepared = None
     if state.iteration + 1 < config.iterations:
-        state.prepared = _prepared(problem, state, division, state.iteration + 1)
+        state.prepared = _prepare(problem, state, division, state.iteration + 1)
     gradients = division.gather(read(results, parameters), len(draws))
     gradient = mean_gradient(gradients)
     update = {
@@ -90,7 +90,7 @@ def outer_iteration(
     return numbers, fault
 
 
-def _prepared(problem: Problem, state: State, division: Division, iteration: int) -> Prepared:
+def _prepare(problem: Problem, state: State, division: Division, iteration: int) -> Prepared:
     """Draw and make the tasks of an iteration."""
     images, before = len(state.parameters[LABELS].value), state.draws.state_dict()
     # Every rank draws all tasks, so the random streams stay equal.

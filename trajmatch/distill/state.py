@@ -71,7 +71,7 @@ class State(Progress):
 
     Attributes:
         parameters: Outer parameters, by name.
-        draws: Source of the random choices, those for ``prepared`` included.
+        draws: Source of random choices, already advanced past those of ``prepared``.
         average: Moving averages of the images' parameters, by name; empty without ``--ema``.
         best_values: Outer parameters after the best iteration, by name.
         prepared: Tasks of the next iteration, if they are made already.

@@ -372,8 +372,8 @@ void check_not_finite(ProductKind kind, double value) {
   check_terms(product, weight);
 }
 
-// Operands with more bits than the kind holds are rounded, each of them: the result is that of
-// operands which were rounded beforehand.
+// Operands with more bits than the kind holds are each rounded: the result equals that of operands
+// rounded beforehand.
 template <class Op>
 void check_rounding(const Op& op, const Op& rounded) {
   const Outputs<float> found = op.template run<float>(Backend::kCuda);

@@ -326,10 +326,10 @@ std::vector<testing::Case> sizes() {
       {{1, 32, 64, 8}, Norm::kInstance, Pooling::kAverage, true},
       {{1, 33, 64, 8}, Norm::kInstance, Pooling::kAverage, false},
       {{1, 33, 64, 8}, Norm::kInstance, Pooling::kNone, false},
-      // Images that several blocks share: two and three of them, and channels beyond the lanes.
+      // Images shared by two or three blocks; one has more channels than lanes.
       {{1, 64, 65, 8}, Norm::kInstance, Pooling::kAverage, false},
-      {{2, 79, 79, 3}, Norm::kInstance, Pooling::kMax, false},
-      {{1, 66, 64, 12}, Norm::kGroup, Pooling::kNone, false},
+      {{2, 79, 79, 12}, Norm::kInstance, Pooling::kMax, false},
+      {{2, 66, 64, 12}, Norm::kGroup, Pooling::kNone, false},
       {{1, 64, 64, 36}, Norm::kLayer, Pooling::kAverage, false},
       // So many images that blocks take 32 channels each.
       {{520, 2, 2, 32}, Norm::kInstance, Pooling::kMax, true},

@@ -29,7 +29,7 @@ struct Options {
 Options& options();
 
 // Whether an asynchronous copy is made when it starts, or as late as it may be.
-inline bool copies_at_once() {
+inline bool copies_immediately() {
   const Schedule schedule = options().schedule;
   return schedule == Schedule::kRoundRobin || schedule == Schedule::kRandom;
 }

@@ -95,9 +95,9 @@ class Objective(ABC):
         """Load the data and expert parameters of a task.
 
         The loop calls this one iteration ahead, while the device may still work on earlier tasks.
-        So the task must not share memory with them that it changes, nor depend on
-        :meth:`renewed`. A copy to the device waits for that work, unless :meth:`differentiate`
-        makes it, from tensors that ``Setup.pinned`` returned.
+        So it must not change memory that they use, nor depend on :meth:`renewed`. Return tensors
+        from ``Setup.pinned`` and copy them in :meth:`differentiate`: a copy made here would wait
+        for the device.
         """
 
     @abstractmethod

@@ -121,7 +121,7 @@ class MatchTrajectory(OfStudents):
         return Draws(self.setup.config, self.setup.store.num_experts, self.window)
 
     def task(self, draw: Draw) -> Match:
-        """Load a match on the host: its start, expert snapshots to compare, and augmentation."""
+        """Load a match on the host: start, expert snapshots that the loss compares, DSA."""
         setup, store, settings = self.setup, self.setup.store, self.setup.config
         start = store.snapshot(draw.expert, draw.start_epoch)
         if settings.perturb:
