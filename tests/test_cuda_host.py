@@ -99,14 +99,21 @@ def found(blocks):
 
 chosen, library = found(blocks), found("library")
 print(chosen[0] == library[0], *(torch.equal(*pair) for pair in zip(chosen[1:], library[1:])))
+# fp16 rounds operands to 11 bits, which also switches a few ReLUs
+limit = 0.05 if blocks == "fp16" else 1e-5
 for one, other in zip(chosen[1:], library[1:]):
-    torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-5)
+    assert (one - other).norm() < limit * other.norm()
 """
 
 
 @pytest.mark.parametrize(
     ("blocks", "width", "depth", "shared_kib", "library"),
-    [("first", 16, 1, 64, True), ("first", 16, 1, 99, False), ("tf32", 128, 2, 64, True)],
+    [
+        ("first", 16, 1, 64, True),
+        ("first", 16, 1, 99, False),
+        ("tf32", 128, 2, 64, True),
+        ("fp16", 128, 2, 99, False),
+    ],
 )
 def test_a_card_with_little_shared_memory_gets_the_library_s_blocks(
     emulated_module: Path, blocks: str, width: int, depth: int, shared_kib: int, library: bool
