@@ -64,7 +64,7 @@ from trajmatch.errors import UserError
 from trajmatch.evaluate import Protocol, k_center, random_subset, train_fresh
 from trajmatch.experts import ExpertConfig, Store
 from trajmatch.experts.final import FinalExperts, soft_labels
-from trajmatch.experts.scores import path_beside, score_images
+from trajmatch.experts.scores import ScoreConfig, path_beside, score_images
 from trajmatch.random import derive_seed, generator
 
 HERE = Path(__file__).resolve().parent
@@ -256,7 +256,7 @@ class Comparison:
             plain = self.experts("plain")
             settings["scores"] = path_beside(plain.path)
             if not settings["scores"].exists():
-                score_images(plain, data=self.uri, device=self.device)
+                score_images(ScoreConfig(store=plain.path, data=self.uri, device=self.device))
         config = ExpertConfig(
             out=self.out / "experts" / kind,
             data=self.uri,

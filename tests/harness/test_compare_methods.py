@@ -17,6 +17,7 @@ from comparison import page
 from comparison.methods import (
     CIFAR10,
     EXPERTS,
+    FIELD,
     PAPERS,
     REAL,
     REAL_SOFT,
@@ -194,6 +195,16 @@ def test_what_is_in_the_record_is_not_done_again(whole, squares, tmp_path, capsy
     record = start(tmp_path, squares)
     assert record["cells"] == whole[1]["cells"]
     assert not (tmp_path / "experts").exists()
+
+
+def test_a_curriculum_by_the_scores_of_the_plain_experts(squares, tmp_path) -> None:
+    scale = replace(TINY, experts={**TINY.experts, "epochs": 8}, seeds=1, networks=1)
+    slices = Slices(tmp_path / "record.json")
+    record = compare(scale, squares, tmp_path / "out", slices, methods=FIELD, only=["PAD"])
+    assert record["cells"].keys() == {"PAD"}
+    assert record["experts"].keys() == {"plain", "curriculum"}
+    recipe = Store.open(tmp_path / "out" / "experts" / "curriculum").manifest["recipe"]
+    assert recipe["curriculum"] == "0.75,2" and recipe["scores"]
 
 
 def test_another_comparison_in_the_same_record(whole, squares) -> None:
