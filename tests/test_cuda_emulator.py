@@ -173,5 +173,6 @@ def test_kernels_have_no_races() -> None:
         *("optimiser_step 9 of 257", "optimiser_step sweep 5 of 257"),
         *("batch_rows 3 of 10", "dsa forward of 2 x 1 x 6", "soft_cross_entropy 5 of 33"),
         *("norm_act_pool combination 41", "norm_act_pool size 4", "norm_act_pool size 9"),
+        "fused_convolution product K1 B1 S8 C32 tf32",
     ]
     run([str(program), *small])
