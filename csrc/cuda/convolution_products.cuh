@@ -61,7 +61,7 @@ __device__ __forceinline__ void multiply(const float4* pixels, const float4* wei
   }
 }
 
-// Where the lane reads inputs, relative to the block's first pixel. Of ldmatrix's four matrices,
+// Offset at which the lane reads inputs, from the block's first pixel. Of ldmatrix's four matrices,
 // the second is one pixel row lower; the last two are the next piece.
 template <class Tile, ProductKind kind>
 __device__ __forceinline__ int lane_pixel(const Place<Tile>& place) {
@@ -70,8 +70,8 @@ __device__ __forceinline__ int lane_pixel(const Place<Tile>& place) {
          lane / 8 % 2 * Tile::kPitch + lane % 8;
 }
 
-// Where the lane reads weights. The second matrix is the next piece, the last two are the next
-// eight outputs.
+// Offset at which the lane reads weights. The second matrix is the next piece; the last two are the
+// next eight outputs.
 template <class Tile>
 __device__ __forceinline__ int lane_weight(const Place<Tile>& place) {
   const int lane = static_cast<int>(threadIdx.x) % kWarpSize;

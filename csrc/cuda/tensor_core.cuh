@@ -67,27 +67,24 @@ __device__ __forceinline__ void multiply_halves(float (&d)[4], const float (&a)[
 #endif
 }
 
-// Reads four matrices of 8 rows of 16 bytes. Lane 8 i + r has the address of row r of matrix i; a
-// lane gets word t of row g of each matrix.
+// Reads four matrices of 8 rows of 16 bytes. Lane 8 i + r has the address of row r of matrix i. A
+// lane gets word t of row g of each matrix. If `transposed`, the rows are 8 halves, and a lane gets
+// the halves of rows 2t and 2t + 1 in column g.
+template <bool transposed = false>
 __device__ __forceinline__ void load_matrices(float (&words)[4], const float4* row) {
   uint32_t w[4];
   const unsigned at = static_cast<unsigned>(__cvta_generic_to_shared(row));
-  asm volatile("ldmatrix.sync.aligned.m8n8.x4.shared.b16 {%0, %1, %2, %3}, [%4];"
-               : "=r"(w[0]), "=r"(w[1]), "=r"(w[2]), "=r"(w[3])
-               : "r"(at)
-               : "memory");
-  for (int i = 0; i < 4; ++i) words[i] = __uint_as_float(w[i]);
-}
-
-// Reads four matrices of 8 x 8 halves, likewise, and transposes them: a lane gets the halves of
-// rows 2t and 2t + 1 in column g.
-__device__ __forceinline__ void load_transposed(float (&words)[4], const float4* row) {
-  uint32_t w[4];
-  const unsigned at = static_cast<unsigned>(__cvta_generic_to_shared(row));
-  asm volatile("ldmatrix.sync.aligned.m8n8.x4.trans.shared.b16 {%0, %1, %2, %3}, [%4];"
-               : "=r"(w[0]), "=r"(w[1]), "=r"(w[2]), "=r"(w[3])
-               : "r"(at)
-               : "memory");
+#define TM_LDMATRIX(form)                                                                 \
+  asm volatile("ldmatrix.sync.aligned.m8n8.x4." form "shared.b16 {%0, %1, %2, %3}, [%4];" \
+               : "=r"(w[0]), "=r"(w[1]), "=r"(w[2]), "=r"(w[3])                           \
+               : "r"(at)                                                                  \
+               : "memory")
+  if constexpr (transposed) {
+    TM_LDMATRIX("trans.");
+  } else {
+    TM_LDMATRIX("");
+  }
+#undef TM_LDMATRIX
   for (int i = 0; i < 4; ++i) words[i] = __uint_as_float(w[i]);
 }
 
@@ -96,22 +93,25 @@ __device__ __forceinline__ void load_transposed(float (&words)[4], const float4*
 void multiply_tf32(float (&d)[4], const float (&a)[4], const float (&b)[2]);
 void multiply_halves(float (&d)[4], const float (&a)[4], const float (&b)[2]);
 
-// These two are inline, so that the sanitizers of the kernels check their reads.
+// Inline, so that the sanitizers of the kernels check the reads.
 inline uint32_t word_of_row(const float4* row, unsigned lane, unsigned word) {
   const float4 four = *__shfl_sync(kFullWarp, row, lane);
   const float words[4] = {four.x, four.y, four.z, four.w};
   return __float_as_uint(words[word]);
 }
+template <bool transposed = false>
 inline void load_matrices(float (&words)[4], const float4* row) {
   const unsigned g = threadIdx.x % kWarpSize / 4, t = threadIdx.x % 4;
-  for (unsigned i = 0; i < 4; ++i) words[i] = __uint_as_float(word_of_row(row, 8 * i + g, t));
-}
-inline void load_transposed(float (&words)[4], const float4* row) {
-  const unsigned g = threadIdx.x % kWarpSize / 4, t = threadIdx.x % 4;
+  const auto half = [&](unsigned lane) {
+    return word_of_row(row, lane, g / 2) >> g % 2 * 16 & 0xffffu;
+  };
   for (unsigned i = 0; i < 4; ++i) {
-    const uint32_t low = word_of_row(row, 8 * i + 2 * t, g / 2) >> g % 2 * 16 & 0xffffu;
-    const uint32_t high = word_of_row(row, 8 * i + 2 * t + 1, g / 2) >> g % 2 * 16 & 0xffffu;
-    words[i] = __uint_as_float(low | high << 16);
+    if constexpr (transposed) {
+      const uint32_t low = half(8 * i + 2 * t), high = half(8 * i + 2 * t + 1);
+      words[i] = __uint_as_float(low | high << 16);
+    } else {
+      words[i] = __uint_as_float(word_of_row(row, 8 * i + g, t));
+    }
   }
 }
 

@@ -23,8 +23,8 @@ __device__ __forceinline__ int row_of(int r) {
   return half ? r * 8 + g : 2 * g + r;
 }
 
-// Where the lane reads, in floats from the first pixel of a product and the first channel of the
-// warp.
+// Offsets at which the lane reads, in floats from the first pixel of a product and the first
+// channel of the warp.
 template <class S>
 struct LanePlaces {
   __device__ __forceinline__ LanePlaces() {
@@ -73,7 +73,7 @@ __device__ __forceinline__ void multiply_in_tf32(const float* x, const float* dy
 template <class S>
 __device__ __forceinline__ void multiply_in_halves(const float* x, const float* dy, Sums& sums) {
   const auto load = [](float (&words)[4], const float* from) {
-    load_transposed(words, reinterpret_cast<const float4*>(from));
+    load_matrices<true>(words, reinterpret_cast<const float4*>(from));
   };
   float outputs[2][4];  // b of n = 0 and 1, then of 2 and 3
   TM_UNROLL

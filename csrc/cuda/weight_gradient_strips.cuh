@@ -84,8 +84,8 @@ class StripPipeline {
   }
 
   __device__ __forceinline__ int steps_of_pair() const { return strips_; }
-  // Waits for this step's copies and the previous step's products. Then starts the copies two steps
-  // ahead and rounds those of the next step.
+  // Waits for this step's copies and the previous step's products. Then starts the copies for the
+  // step after next, and rounds the x of the next step.
   __device__ __forceinline__ void begin() {
     copies_.template wait<S::kHalf ? kStages - 2 : 0>();
     __syncthreads();

@@ -28,7 +28,7 @@ struct Options {
 // between launches. Throws std::invalid_argument where the environment holds anything else.
 Options& options();
 
-// Whether an asynchronous copy is made when it starts, or as late as it may be.
+// True if asynchronous copies are made when they start, false if as late as allowed.
 inline bool copies_immediately() {
   const Schedule schedule = options().schedule;
   return schedule == Schedule::kRoundRobin || schedule == Schedule::kRandom;
