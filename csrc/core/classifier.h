@@ -5,8 +5,9 @@
 //   df = W^T g,    df' = W^T g' + W'^T g
 //   dW = g f^T,    dW' = g' f^T + g f'^T,   db = sum of g over the batch
 // Features are [B, pixels, C], the channels-last output of the last block. W is [K, C, pixels] and
-// b is [K], as in the flat parameters. ops/layer_student.h uses this file; the CPU engine for
-// ConvNets has its own classifier.
+// b is [K], as in the flat parameters. On CUDA, several trajectories (students trained side by
+// side) may share a call: each has its own batch, and its own parameters, parameter_stride from the
+// next. ops/layer_student.h uses this file; the CPU engine for ConvNets has its own classifier.
 #pragma once
 
 #include <cstdint>
@@ -17,6 +18,8 @@ namespace trajmatch {
 
 struct ClassifierShape {
   int64_t batch, classes, channels, pixels;
+  int64_t trajectories = 1;
+  int64_t parameter_stride = 0;  // the same for tangents and gradients of parameters
 
   TM_HD int64_t features() const { return channels * pixels; }
 };

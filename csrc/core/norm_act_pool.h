@@ -2,7 +2,9 @@
 // the four passes that a Hessian-vector product needs.
 //
 // Letters: B images, C channels, H x W pixels, Ho x Wo pixels after pooling, G norm groups, A
-// affine parameters ([C], or [H, W, C] if `elementwise`).
+// affine parameters ([C], or [H, W, C] if `elementwise`). On CUDA, K trajectories (students trained
+// side by side) may share a pass: then all activations and statistics are [K, B, ..], and the
+// parameters, their tangents and their gradients are K sets, parameter_stride apart.
 //
 // For a group of n values, m is the mean, s = 1/sqrt(variance + eps), and <.> a mean over the
 // group:
@@ -42,6 +44,8 @@ struct NormActPoolShape {
   // Batch norm: each channel has one mean over all images, and the statistics are [1, C]. CUDA
   // takes this as a norm over a single image that holds the rows of all images (as_one_image).
   bool over_batch = false;
+  int64_t trajectories = 1;      // K
+  int64_t parameter_stride = 0;  // elements between the parameters of one trajectory and the next
 
   NormActPoolShape as_one_image() const {
     NormActPoolShape result = *this;
@@ -56,10 +60,10 @@ struct NormActPoolShape {
   int64_t parts() const {
     constexpr int64_t kEnoughBlocks = 264, kFewestPixels = 2048, kLanes = 32, kFewestLanes = 8;
     if (over_batch) return as_one_image().parts();
-    if (groups == 0 || batch == 0) return 1;
+    if (groups == 0 || images() == 0) return 1;
     const bool alone = groups == channels;
     const auto blocks = [&](int64_t lanes) {
-      return batch * (alone ? (channels + lanes - 1) / lanes : groups);
+      return images() * (alone ? (channels + lanes - 1) / lanes : groups);
     };
     if (blocks(kFewestLanes) >= kEnoughBlocks) return 1;
     const int64_t wanted = (kEnoughBlocks + blocks(kLanes) - 1) / blocks(kLanes);
@@ -70,9 +74,11 @@ struct NormActPoolShape {
   // CUDA: size of the workspace `sums`: four sums per part and channel; 0 if no image is shared.
   int64_t sums_size() const {
     const int64_t count = parts();
-    return count == 1 ? 0 : (over_batch ? 1 : batch) * count * 4 * channels;
+    return count == 1 ? 0 : trajectories * (over_batch ? 1 : batch) * count * 4 * channels;
   }
-  int64_t statistics() const { return (over_batch ? 1 : batch) * groups; }  // number of means
+  int64_t images() const { return trajectories * batch; }
+  // Number of means.
+  int64_t statistics() const { return trajectories * (over_batch ? 1 : batch) * groups; }
   TM_HD int64_t pixels() const { return height * width; }
   TM_HD int64_t out_height() const { return pooling == Pooling::kNone ? height : height / 2; }
   TM_HD int64_t out_width() const { return pooling == Pooling::kNone ? width : width / 2; }

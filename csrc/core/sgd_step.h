@@ -7,6 +7,8 @@
 //   sweep, the same adjoint inside an unrolled loop, running backwards over the steps; r is the
 //   adjoint of b divided by lr, h = H r is the Hessian-vector product of the step after this one:
 //              adjoint += lr * h + inject            r = momentum * r - adjoint
+// The step and the sweep take K trajectories (students trained side by side) at once: all vectors
+// are then [K, P], and each trajectory has a step size of its own.
 #pragma once
 
 #include <cstdint>
@@ -22,10 +24,11 @@ struct SgdStep {
   const T* theta;   // [P]
   const T* grad;    // [P]
   const T* buffer;  // [P], or null (0)
-  const T* lr;      // [], on the same device as the vectors
+  const T* lr;      // [], or [K] for [K, P]; on the same device as the vectors
   double momentum;
   T* theta_out;   // [P], may be theta itself
   T* buffer_out;  // [P], may be buffer itself, or null if not wanted
+  int64_t trajectories = 1;
 };
 
 template <class T>
@@ -45,12 +48,13 @@ struct SgdStepAdjoint {
 template <class T>
 struct SgdSweep {
   int64_t size;  // P
-  const T* lr;   // []
+  const T* lr;   // [], or [K] for [K, P]
   double momentum;
   const T* hessian_r;  // [P] h, or null (0)
   const T* inject;     // [P] gradient that enters at this step, or null (0)
   T* adjoint;          // [P] updated in place
   T* r;                // [P] updated in place, or null if only the adjoint is wanted
+  int64_t trajectories = 1;
 };
 
 // The step, its adjoint and the sweep for element i. The adjoint returns its share of <a, b>.
@@ -80,14 +84,15 @@ TM_HD inline void sgd_sweep_at(const SgdSweep<T>& p, T lr, T momentum, int64_t i
 
 namespace cpu {
 template <class T>
-void sgd_step(const SgdStep<T>& params, int64_t begin, int64_t end);  // elements
+void sgd_step(const SgdStep<T>& params, int64_t begin,
+              int64_t end);  // elements of all trajectories
 // Partial sums [begin, end) of the kReductionBlocks, together with the elements they cover.
 template <class T>
 void sgd_step_adjoint_partial(const SgdStepAdjoint<T>& params, int64_t begin, int64_t end);
 template <class T>
 void sgd_step_adjoint_finish(const SgdStepAdjoint<T>& params);
 template <class T>
-void sgd_sweep(const SgdSweep<T>& params, int64_t begin, int64_t end);  // elements
+void sgd_sweep(const SgdSweep<T>& params, int64_t begin, int64_t end);  // likewise
 }  // namespace cpu
 
 namespace cuda {

@@ -15,7 +15,8 @@
 // Mean squared error:
 //   loss = (1/(BK)) sum (z - t)^2        dz = 2 (z - t) / (BK) = -dt      dz' = 2 (z' - t') / (BK)
 // All results are multiplied by `scale` and, if it is not null, by the scalar `grad_loss`. A class
-// index outside [0, K) makes the results of its row NaN.
+// index outside [0, K) makes the results of its row NaN. On CUDA, several trajectories (students
+// trained side by side) may share a call: each has B rows and a loss of its own.
 #pragma once
 
 #include <cstdint>
@@ -37,7 +38,9 @@ struct SoftCrossEntropyInputs {
   const int64_t* index;                           // [B]
   const T* target;                                // [B, K]
   StudentLoss loss = StudentLoss::kCrossEntropy;  // must not be kSumLogits
+  int64_t trajectories = 1;
 
+  TM_HD int64_t rows() const { return trajectories * batch; }
   TM_HD bool squares() const { return loss == StudentLoss::kMeanSquares; }
   TM_HD bool probabilities() const { return loss == StudentLoss::kProbabilities; }
 };
@@ -46,7 +49,7 @@ template <class T>
 struct SoftCrossEntropyForward {
   SoftCrossEntropyInputs<T> in;
   T* row_loss;  // [B] workspace
-  T* loss;      // []
+  T* loss;      // [], one per trajectory
 };
 
 template <class T>
@@ -62,7 +65,7 @@ struct SoftCrossEntropyBackwardTangent {
   const T* logits_tangent;  // [B, K], or null (0)
   const T* target_tangent;  // [B, K], or null (0)
   T* row_directional;       // [B] workspace
-  T* directional;           // [] tangent of the loss
+  T* directional;           // [], one per trajectory: tangent of the loss
   T* grad_logits_tangent;   // [B, K]
   T* grad_target_tangent;   // [B, K], or null if not wanted
 };

@@ -1,13 +1,30 @@
 #include "core/sgd_step.h"
 
+#include <algorithm>
 #include <cstdint>
 
 namespace trajmatch::cpu {
 
+namespace {
+
+// Calls body(lr, momentum, i) for elements [begin, end) of all trajectories.
+template <class T, class Params, class Body>
+void each_element(const Params& p, int64_t begin, int64_t end, const Body& body) {
+  const T momentum = static_cast<T>(p.momentum);
+  while (begin < end) {
+    const int64_t trajectory = begin / p.size;
+    const int64_t last = std::min(end, (trajectory + 1) * p.size);
+    const T lr = p.lr[trajectory];
+    for (; begin < last; ++begin) body(lr, momentum, begin);
+  }
+}
+
+}  // namespace
+
 template <class T>
 void sgd_step(const SgdStep<T>& p, int64_t begin, int64_t end) {
-  const T lr = *p.lr, momentum = static_cast<T>(p.momentum);
-  for (int64_t i = begin; i < end; ++i) sgd_step_at(p, lr, momentum, i);
+  each_element<T>(p, begin, end,
+                  [&](T lr, T momentum, int64_t i) { sgd_step_at(p, lr, momentum, i); });
 }
 
 template <class T>
@@ -30,8 +47,8 @@ void sgd_step_adjoint_finish(const SgdStepAdjoint<T>& p) {
 
 template <class T>
 void sgd_sweep(const SgdSweep<T>& p, int64_t begin, int64_t end) {
-  const T lr = *p.lr, momentum = static_cast<T>(p.momentum);
-  for (int64_t i = begin; i < end; ++i) sgd_sweep_at(p, lr, momentum, i);
+  each_element<T>(p, begin, end,
+                  [&](T lr, T momentum, int64_t i) { sgd_sweep_at(p, lr, momentum, i); });
 }
 
 template void sgd_step(const SgdStep<float>&, int64_t, int64_t);

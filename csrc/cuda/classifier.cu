@@ -49,7 +49,8 @@ __device__ __forceinline__ unsigned place_of_weight(const ClassifierShape& shape
 template <class T>
 __global__ void __launch_bounds__(kThreads)
     classifier_forward_kernel(ClassifierForward<T> p, unsigned class_tiles) {
-  const int64_t image = blockIdx.x / class_tiles;
+  const int64_t image = blockIdx.x / class_tiles;  // counted over all trajectories
+  const int64_t parameters = image / p.shape.batch * p.shape.parameter_stride;
   const int64_t first_class = static_cast<int64_t>(blockIdx.x % class_tiles) * kClasses;
   const unsigned features = static_cast<unsigned>(p.shape.features());
   T sums[kClasses] = {};
@@ -57,7 +58,7 @@ __global__ void __launch_bounds__(kThreads)
   for (int t = 0; t < 2; ++t) {
     if (t == p.terms) break;
     const T* const f = p.term[t].batch_side + image * features;
-    const T* const w = p.term[t].weight_side + first_class * features;
+    const T* const w = p.term[t].weight_side + parameters + first_class * features;
     for (unsigned at = threadIdx.x; at < features; at += kThreads) {
       const T value = f[place_of_feature(p.shape, at)];
       TM_UNROLL
@@ -77,7 +78,7 @@ __global__ void __launch_bounds__(kThreads)
   for (int k = 0; k < kClasses; ++k) {
     const int64_t at = first_class + k;
     if (at >= p.shape.classes) break;
-    const double bias = p.bias == nullptr ? 0.0 : static_cast<double>(p.bias[at]);
+    const double bias = p.bias == nullptr ? 0.0 : static_cast<double>(p.bias[parameters + at]);
     p.logits[image * p.shape.classes + at] = static_cast<T>(total[k] + bias);
   }
 }
@@ -89,6 +90,7 @@ __global__ void __launch_bounds__(kThreads)
   const unsigned at = blockIdx.x % feature_tiles * kThreads + threadIdx.x;
   const int64_t classes = p.shape.classes, features = p.shape.features();
   if (at >= features) return;
+  const int64_t trajectory = blockIdx.y, images_before = trajectory * p.shape.batch;
   // Image numbers beyond the batch repeat the last image. Their results are not written.
   int64_t image[kImages];
   TM_UNROLL
@@ -99,36 +101,36 @@ __global__ void __launch_bounds__(kThreads)
   TM_UNROLL
   for (int t = 0; t < 2; ++t) {
     if (t == p.terms) break;
-    const T* const g = p.term[t].batch_side;
-    const T* const w = p.term[t].weight_side + at;
+    const T* const g = p.term[t].batch_side + images_before * classes;
+    const T* const w = p.term[t].weight_side + trajectory * p.shape.parameter_stride + at;
     for (int64_t k = 0; k < classes; ++k) {
       const T weight = w[k * features];
       TM_UNROLL
       for (int i = 0; i < kImages; ++i) sums[i] += g[image[i] * classes + k] * weight;
     }
   }
-  T* const to = p.grad_features + place_of_feature(p.shape, at);
+  T* const to = p.grad_features + images_before * features + place_of_feature(p.shape, at);
   TM_UNROLL
   for (int i = 0; i < kImages; ++i) {
     if (first_image + i < p.shape.batch) to[image[i] * features] = sums[i];
   }
 }
 
-// The bias gradient of a pair of classes, computed by a whole block.
+// The bias gradient of a pair of classes, computed by a whole block. `grad_logits` [B, K] are those
+// of the block's trajectory.
 template <class T>
-__device__ __forceinline__ void sum_bias(const ClassifierWeightGradient<T>& p, int64_t first_class,
-                                         int64_t last_class) {
-  const int64_t classes = p.shape.classes;
+__device__ __forceinline__ void sum_bias(const ClassifierShape& shape, const T* grad_logits,
+                                         int64_t first_class, int64_t last_class, T* grad_bias) {
   double total[kClassPair] = {};
-  for (int64_t b = threadIdx.x; b < p.shape.batch; b += kThreads) {
-    const T* const g = p.term[0].batch_side + b * classes;
+  for (int64_t b = threadIdx.x; b < shape.batch; b += kThreads) {
+    const T* const g = grad_logits + b * shape.classes;
     total[0] += static_cast<double>(g[first_class]);
     total[1] += static_cast<double>(g[last_class]);
   }
   block_sum<kThreads>(total);
   if (threadIdx.x > 0) return;
-  p.grad_bias[first_class] = static_cast<T>(total[0]);
-  p.grad_bias[last_class] = static_cast<T>(total[1]);
+  grad_bias[first_class] = static_cast<T>(total[0]);
+  grad_bias[last_class] = static_cast<T>(total[1]);
 }
 
 template <class T>
@@ -139,7 +141,12 @@ __global__ void __launch_bounds__(kThreads)
   const int64_t first_class = static_cast<int64_t>(blockIdx.x / (column_tiles + 1)) * kClassPair;
   const int64_t last_class = first_class + 1 < classes ? first_class + 1 : first_class;
   const unsigned tile = blockIdx.x % (column_tiles + 1);
-  if (tile == column_tiles) return sum_bias(p, first_class, last_class);
+  const int64_t images_before = static_cast<int64_t>(blockIdx.y) * p.shape.batch;
+  const int64_t parameters = static_cast<int64_t>(blockIdx.y) * p.shape.parameter_stride;
+  if (tile == column_tiles) {
+    return sum_bias(p.shape, p.term[0].batch_side + images_before * classes, first_class,
+                    last_class, p.grad_bias + parameters);
+  }
 
   const int column = static_cast<int>(threadIdx.x) % kColumns;
   const int group = static_cast<int>(threadIdx.x) / kColumns;
@@ -149,10 +156,11 @@ __global__ void __launch_bounds__(kThreads)
     TM_UNROLL
     for (int t = 0; t < 2; ++t) {
       if (t == p.terms) break;
-      const T* const f = p.term[t].weight_side + at;
+      const T* const f = p.term[t].weight_side + images_before * features + at;
+      const T* const grad = p.term[t].batch_side + images_before * classes;
       for (int64_t b = group; b < p.shape.batch; b += kGroups) {
         const T value = f[b * features];
-        const T* const g = p.term[t].batch_side + b * classes;
+        const T* const g = grad + b * classes;
         first += g[first_class] * value;
         last += g[last_class] * value;
       }
@@ -168,7 +176,7 @@ __global__ void __launch_bounds__(kThreads)
     first += partial[other * kColumns + column];
     last += partial[kThreads + other * kColumns + column];
   }
-  T* const to = p.grad_weight + place_of_weight(p.shape, at);
+  T* const to = p.grad_weight + parameters + place_of_weight(p.shape, at);
   to[first_class * features] = first;
   to[last_class * features] = last;
 }
@@ -178,24 +186,27 @@ __global__ void __launch_bounds__(kThreads)
 template <class T>
 void launch_classifier_forward(const ClassifierForward<T>& params, Stream stream) {
   const int64_t class_tiles = tiles(params.shape.classes, kClasses);
-  TM_LAUNCH(classifier_forward_kernel<T>, grid_size(params.shape.batch * class_tiles), kThreads, 0,
-            stream, params, grid_size(class_tiles));
+  const int64_t images = params.shape.trajectories * params.shape.batch;
+  TM_LAUNCH(classifier_forward_kernel<T>, grid_size(images * class_tiles), kThreads, 0, stream,
+            params, grid_size(class_tiles));
 }
 
 template <class T>
 void launch_classifier_input_gradient(const ClassifierInputGradient<T>& params, Stream stream) {
   const int64_t feature_tiles = tiles(params.shape.features(), kThreads);
-  TM_LAUNCH(classifier_input_gradient_kernel<T>,
-            grid_size(tiles(params.shape.batch, kImages) * feature_tiles), kThreads, 0, stream,
-            params, grid_size(feature_tiles));
+  const dim3 grid(grid_size(tiles(params.shape.batch, kImages) * feature_tiles),
+                  grid_size(params.shape.trajectories));
+  TM_LAUNCH(classifier_input_gradient_kernel<T>, grid, kThreads, 0, stream, params,
+            grid_size(feature_tiles));
 }
 
 template <class T>
 void launch_classifier_weight_gradient(const ClassifierWeightGradient<T>& params, Stream stream) {
   const int64_t column_tiles = tiles(params.shape.features(), kColumns);
-  TM_LAUNCH(classifier_weight_gradient_kernel<T>,
-            grid_size(tiles(params.shape.classes, kClassPair) * (column_tiles + 1)), kThreads, 0,
-            stream, params, grid_size(column_tiles));
+  const dim3 grid(grid_size(tiles(params.shape.classes, kClassPair) * (column_tiles + 1)),
+                  grid_size(params.shape.trajectories));
+  TM_LAUNCH(classifier_weight_gradient_kernel<T>, grid, kThreads, 0, stream, params,
+            grid_size(column_tiles));
 }
 
 template void launch_classifier_forward(const ClassifierForward<float>&, Stream);

@@ -6,7 +6,7 @@
 
 namespace trajmatch::cuda {
 
-// partial: [B, 2, A]; weight, bias: [A]
+// partial: [K, B, 2, A]; weight, bias: K times [A], shape.parameter_stride apart
 template <class T>
 void launch_sum_partial_affine(const NormActPoolShape& shape, const T* partial, T* weight, T* bias,
                                Stream stream);

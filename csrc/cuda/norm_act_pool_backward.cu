@@ -74,8 +74,8 @@ __global__ void __launch_bounds__(kPlaneThreads<T>, 1)
   double means[2] = {0.0, 0.0};  // <dxh>, <dxh xh>
   if (has_norm || want_affine) {
     for_channels<held>(part, [&](int channel, bool active) {
-      const Coefficient<T, held> weight(shape, p.weight, T(1), channel, active);
-      const Coefficient<T, held> bias(shape, p.bias, T(0), channel, active);
+      const Coefficient<T, held> weight(shape, part, p.weight, T(1), channel, active);
+      const Coefficient<T, held> bias(shape, part, p.bias, T(0), channel, active);
       // Sums over the pixels of a channel: dz and dz xh or, if every pixel has its own weight, dxh
       // and dxh xh.
       double sums[2] = {0.0, 0.0};
@@ -126,8 +126,8 @@ __global__ void __launch_bounds__(kPlaneThreads<T>, 1)
 
   for_channels<held>(part, [&](int channel, bool active) {
     if (!active) return;
-    const Coefficient<T, held> weight(shape, p.weight, T(1), channel, active);
-    const Coefficient<T, held> bias(shape, p.bias, T(0), channel, active);
+    const Coefficient<T, held> weight(shape, part, p.weight, T(1), channel, active);
+    const Coefficient<T, held> bias(shape, part, p.bias, T(0), channel, active);
     for_windows<pooling, held, kSlots>(shape, part, [&](int slot, const Window<pooling>& window) {
       T xh[kPixels], dz[kPixels];
       differentiate(slot, window, channel, weight, bias, xh, dz);
@@ -145,7 +145,7 @@ __global__ void __launch_bounds__(kPlaneThreads<T>, 1)
 
 template <class T>
 void launch_norm_act_pool_backward(const NormActPoolBackward<T>& params, Stream stream) {
-  if (params.shape.batch == 0) return;
+  if (params.shape.images() == 0) return;
   with_kernel<T, BackwardSlots>(
       params.shape, params.sums, 1,
       [&](auto pooling, auto held, auto activation, const Plan& plan) {

@@ -37,12 +37,12 @@ struct WindowTangent {
 // Weight and bias at one channel, with their tangents.
 template <class T, bool held>
 struct AffineTangent {
-  __device__ __forceinline__ AffineTangent(const NormActPoolBackwardTangent<T>& p, int channel,
-                                           bool active)
-      : weight(p.shape, p.weight, T(1), channel, active),
-        bias(p.shape, p.bias, T(0), channel, active),
-        weight_tangent(p.shape, p.weight_tangent, T(0), channel, active),
-        bias_tangent(p.shape, p.bias_tangent, T(0), channel, active) {}
+  __device__ __forceinline__ AffineTangent(const NormActPoolBackwardTangent<T>& p, const Part& part,
+                                           int channel, bool active)
+      : weight(p.shape, part, p.weight, T(1), channel, active),
+        bias(p.shape, part, p.bias, T(0), channel, active),
+        weight_tangent(p.shape, part, p.weight_tangent, T(0), channel, active),
+        bias_tangent(p.shape, part, p.bias_tangent, T(0), channel, active) {}
   Coefficient<T, held> weight, bias, weight_tangent, bias_tangent;
 };
 
@@ -115,7 +115,7 @@ __global__ void __launch_bounds__(kPlaneThreads<T>, 1)
   double means[4] = {0.0, 0.0, 0.0, 0.0};  // group means <dxh>, <dxh xh> and their tangents
   if (has_norm || want_affine) {
     for_channels<held>(part, [&](int channel, bool active) {
-      const AffineTangent<T, held> affine(p, channel, active);
+      const AffineTangent<T, held> affine(p, part, channel, active);
       // Sums over the pixels of a channel: dz, dz xh and their tangents or, if every pixel has its
       // own weight, dxh, dxh xh and their tangents.
       double sums[4] = {0.0, 0.0, 0.0, 0.0};
@@ -178,7 +178,7 @@ __global__ void __launch_bounds__(kPlaneThreads<T>, 1)
 
   for_channels<held>(part, [&](int channel, bool active) {
     if (!active) return;
-    const AffineTangent<T, held> affine(p, channel, active);
+    const AffineTangent<T, held> affine(p, part, channel, active);
     for_windows<pooling, held, kSlots>(shape, part, [&](int slot, const Window<pooling>& window) {
       const WindowTangent<T, kPixels> w = differentiate(slot, window, channel, affine);
       for (int k = 0; k < kPixels; ++k) {
@@ -203,7 +203,7 @@ __global__ void __launch_bounds__(kPlaneThreads<T>, 1)
 template <class T>
 void launch_norm_act_pool_backward_tangent(const NormActPoolBackwardTangent<T>& params,
                                            Stream stream) {
-  if (params.shape.batch == 0) return;
+  if (params.shape.images() == 0) return;
   with_kernel<T, BackwardTangentSlots>(
       params.shape, params.sums, 1,
       [&](auto pooling, auto held, auto activation, const Plan& plan) {

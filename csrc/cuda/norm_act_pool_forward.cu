@@ -75,8 +75,8 @@ __global__ void __launch_bounds__(kPlaneThreads<T>, 1)
 
   for_channels<held>(part, [&](int channel, bool active) {
     if (!active) return;
-    const Coefficient<T, held> weight(shape, p.weight, T(1), channel, active);
-    const Coefficient<T, held> bias(shape, p.bias, T(0), channel, active);
+    const Coefficient<T, held> weight(shape, part, p.weight, T(1), channel, active);
+    const Coefficient<T, held> bias(shape, part, p.bias, T(0), channel, active);
     for_windows<pooling, held, kSlots>(shape, part, [&](int slot, const Window<pooling>& window) {
       if (!window.complete()) return;
       pixels.fetch(window, x + channel);
@@ -98,7 +98,7 @@ __global__ void __launch_bounds__(kPlaneThreads<T>, 1)
 
 template <class T>
 void launch_norm_act_pool_forward(const NormActPoolForward<T>& params, Stream stream) {
-  if (params.shape.batch == 0) return;
+  if (params.shape.images() == 0) return;
   with_kernel<T, ForwardSlots>(
       params.shape, params.sums, 2,
       [&](auto pooling, auto held, auto activation, const Plan& plan) {

@@ -77,10 +77,10 @@ __global__ void __launch_bounds__(kPlaneThreads<T>, 1)
 
   for_channels<held>(part, [&](int channel, bool active) {
     if (!active) return;
-    const Coefficient<T, held> weight(shape, p.weight, T(1), channel, active);
-    const Coefficient<T, held> bias(shape, p.bias, T(0), channel, active);
-    const Coefficient<T, held> weight_tangent(shape, p.weight_tangent, T(0), channel, active);
-    const Coefficient<T, held> bias_tangent(shape, p.bias_tangent, T(0), channel, active);
+    const Coefficient<T, held> weight(shape, part, p.weight, T(1), channel, active);
+    const Coefficient<T, held> bias(shape, part, p.bias, T(0), channel, active);
+    const Coefficient<T, held> weight_tangent(shape, part, p.weight_tangent, T(0), channel, active);
+    const Coefficient<T, held> bias_tangent(shape, part, p.bias_tangent, T(0), channel, active);
     for_windows<pooling, held, kSlots>(shape, part, [&](int slot, const Window<pooling>& window) {
       if (!window.complete()) return;
       pixels.fetch(window, x + channel);
@@ -109,7 +109,7 @@ __global__ void __launch_bounds__(kPlaneThreads<T>, 1)
 
 template <class T>
 void launch_norm_act_pool_tangent(const NormActPoolTangent<T>& params, Stream stream) {
-  if (params.shape.batch == 0) return;
+  if (params.shape.images() == 0) return;
   with_kernel<T, TangentSlots>(
       params.shape, params.sums, 1,
       [&](auto pooling, auto held, auto activation, const Plan& plan) {

@@ -90,7 +90,7 @@ inline bool plan_held(const NormActPoolShape& shape, int windows_held, Plan& pla
     plan.rows = static_cast<int>(warp_rows);
     plan.tiling.tiles = static_cast<int>(tiles);
     plan.tiling.group_lanes = size;
-    if (shape.batch * tiles >= kManyBlocks) break;  // otherwise try fewer lanes, for more blocks
+    if (shape.images() * tiles >= kManyBlocks) break;  // otherwise try fewer lanes, for more blocks
   }
   return plan.held;
 }
@@ -102,7 +102,7 @@ inline void plan_general(const NormActPoolShape& shape, int threads, Plan& plan)
   while (plan.lanes < width && plan.lanes < kWarpSize) plan.lanes *= 2;
   if (size == 1) {
     const auto blocks = [&] {
-      return plan.tiling.parts * shape.batch * divide_up(shape.channels, plan.lanes);
+      return plan.tiling.parts * shape.images() * divide_up(shape.channels, plan.lanes);
     };
     while (plan.lanes > kFewestLanes && blocks() < kManyBlocks) plan.lanes /= 2;
   }
@@ -130,7 +130,7 @@ inline Plan plan_blocks(const NormActPoolShape& shape, int windows_held, int thr
     plan.tiling.sums = sums;
     plan_general(shape, threads, plan);
   }
-  plan.blocks = grid_size(shape.batch * plan.tiling.tiles * plan.tiling.parts);
+  plan.blocks = grid_size(shape.images() * plan.tiling.tiles * plan.tiling.parts);
   return plan;
 }
 
@@ -147,7 +147,9 @@ struct Part {
         // A lane beyond the last channel still takes part in the sums and needs a valid group.
         group(image * shape.groups + min(first + lane, end - 1) / tiling.group_size),
         leads_group(number == 0 && threadIdx.y == 0 && lane % tiling.group_lanes == 0 &&
-                    first + lane < end) {}
+                    first + lane < end),
+        parameters(static_cast<unsigned>(image) / static_cast<unsigned>(shape.batch) *
+                   shape.parameter_stride) {}
 
   // The thread's first window, and the step to its next one.
   __device__ __forceinline__ int first_window() const {
@@ -157,13 +159,14 @@ struct Part {
     return parts * static_cast<int>(blockDim.y);
   }
 
-  int parts;   // blocks that share the image
-  int number;  // of this block among them, from 0
-  int64_t image;
+  int parts;      // blocks that share the image
+  int number;     // of this block among them, from 0
+  int64_t image;  // counted over all trajectories
   int lane;
-  int first, end;    // channels
-  int64_t group;     // in [B, G]
-  bool leads_group;  // this thread writes the group's statistics
+  int first, end;      // channels
+  int64_t group;       // in [B, G]
+  bool leads_group;    // this thread writes the group's statistics
+  int64_t parameters;  // offset of the parameters of the image's trajectory
 
  private:
   __device__ __forceinline__ static unsigned tiles(const Tiling& tiling) {

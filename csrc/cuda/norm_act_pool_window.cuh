@@ -192,14 +192,15 @@ __device__ __forceinline__ void pool_shares(const T (&value)[kWindow<pooling>],
 template <class T, bool held>
 class Coefficient {
  public:
-  __device__ __forceinline__ Coefficient(const NormActPoolShape& shape, const T* given, T none,
-                                         int channel, bool active)
+  __device__ __forceinline__ Coefficient(const NormActPoolShape& shape, const Part& part,
+                                         const T* given, T none, int channel, bool active)
       : value_(none) {
     if (given == nullptr || !active) return;
+    const T* const own = given + part.parameters + channel;
     if (!held && shape.elementwise) {
-      pixels_ = given + channel;
+      pixels_ = own;
     } else {
-      value_ = given[channel];
+      value_ = *own;
     }
   }
   // `offset`: the offset of the pixel within the image.

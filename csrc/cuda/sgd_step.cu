@@ -21,8 +21,9 @@ constexpr int kThreads = 256;
 
 template <class T>
 __global__ void __launch_bounds__(kElementwiseThreads) sgd_step_kernel(SgdStep<T> p) {
-  const T lr = *p.lr, momentum = static_cast<T>(p.momentum);
-  for_each_element(p.size, [&](int64_t i) { sgd_step_at(p, lr, momentum, i); });
+  const T lr = p.lr[blockIdx.y], momentum = static_cast<T>(p.momentum);
+  const int64_t first = blockIdx.y * p.size;
+  for_each_element(p.size, [&](int64_t i) { sgd_step_at(p, lr, momentum, first + i); });
 }
 
 template <class T>
@@ -48,8 +49,15 @@ __global__ void __launch_bounds__(kThreads) sgd_step_adjoint_finish_kernel(SgdSt
 
 template <class T>
 __global__ void __launch_bounds__(kElementwiseThreads) sgd_sweep_kernel(SgdSweep<T> p) {
-  const T lr = *p.lr, momentum = static_cast<T>(p.momentum);
-  for_each_element(p.size, [&](int64_t i) { sgd_sweep_at(p, lr, momentum, i); });
+  const T lr = p.lr[blockIdx.y], momentum = static_cast<T>(p.momentum);
+  const int64_t first = blockIdx.y * p.size;
+  for_each_element(p.size, [&](int64_t i) { sgd_sweep_at(p, lr, momentum, first + i); });
+}
+
+// The blocks of each trajectory's vectors.
+template <class Params>
+dim3 blocks_of(const Params& params) {
+  return dim3(elementwise_blocks(params.size), grid_size(params.trajectories));
 }
 
 }  // namespace
@@ -57,8 +65,7 @@ __global__ void __launch_bounds__(kElementwiseThreads) sgd_sweep_kernel(SgdSweep
 template <class T>
 void launch_sgd_step(const SgdStep<T>& params, Stream stream) {
   if (params.size == 0) return;
-  TM_LAUNCH(sgd_step_kernel<T>, elementwise_blocks(params.size), kElementwiseThreads, 0, stream,
-            params);
+  TM_LAUNCH(sgd_step_kernel<T>, blocks_of(params), kElementwiseThreads, 0, stream, params);
 }
 
 template <class T>
@@ -70,8 +77,7 @@ void launch_sgd_step_adjoint(const SgdStepAdjoint<T>& params, Stream stream) {
 template <class T>
 void launch_sgd_sweep(const SgdSweep<T>& params, Stream stream) {
   if (params.size == 0) return;
-  TM_LAUNCH(sgd_sweep_kernel<T>, elementwise_blocks(params.size), kElementwiseThreads, 0, stream,
-            params);
+  TM_LAUNCH(sgd_sweep_kernel<T>, blocks_of(params), kElementwiseThreads, 0, stream, params);
 }
 
 template void launch_sgd_step(const SgdStep<float>&, Stream);

@@ -2,9 +2,9 @@
 // core/soft_cross_entropy.h).
 //
 // One warp per row, its lanes striding over the classes. A row is read again, from cache, for each
-// of its sums. One more block sums the loss and its tangent over the rows. All arithmetic on a row
-// is float64, as on the CPU: a batch has a few thousand logits, so this takes less time than a
-// launch. Deterministic. No argument may alias another.
+// of its sums. One more block per trajectory sums the loss and its tangent over the rows. All
+// arithmetic on a row is float64, as on the CPU: a batch has a few thousand logits, so this takes
+// less time than a launch. Deterministic. No argument may alias another.
 //
 // Bytes per logit in float32, with target logits and every output wanted: 8 read forward; 8 read
 // and 8 written backward; 16 read and 8 written for the tangent. At the 4.3 TB/s of an H200 even
@@ -129,7 +129,7 @@ __device__ __forceinline__ void squares_gradients(const SoftCrossEntropyInputs<T
   });
 }
 
-// The row of this warp. It is B or more for warps without a row.
+// The row of this warp. It is too large for warps without a row.
 __device__ __forceinline__ int64_t row_of_warp() {
   return static_cast<int64_t>(blockIdx.x) * kRowsPerBlock + threadIdx.x / kWarpSize;
 }
@@ -140,7 +140,7 @@ template <class T>
 __global__ void __launch_bounds__(kThreads, kMinBlocks)
     cross_entropy_forward_kernel(SoftCrossEntropyForward<T> params) {
   const int64_t at = row_of_warp();
-  if (at >= params.in.batch) return;
+  if (at >= params.in.rows()) return;
   if (params.in.squares()) {
     const double loss = squares_sum(params.in, at, params.in.logits, params.in.target) / 2;
     if (first_lane()) params.row_loss[at] = static_cast<T>(loss);
@@ -155,7 +155,7 @@ template <class T>
 __global__ void __launch_bounds__(kThreads, kMinBlocks)
     cross_entropy_backward_kernel(SoftCrossEntropyBackward<T> params) {
   const int64_t at = row_of_warp();
-  if (at >= params.in.batch) return;
+  if (at >= params.in.rows()) return;
   if (params.in.squares()) {
     return squares_gradients(params.in, at, params.in.logits, params.in.target, params.grad_logits,
                              params.grad_target);
@@ -177,7 +177,7 @@ template <class T>
 __global__ void __launch_bounds__(kThreads, kMinBlocks)
     cross_entropy_backward_tangent_kernel(SoftCrossEntropyBackwardTangent<T> params) {
   const int64_t at = row_of_warp();
-  if (at >= params.in.batch) return;
+  if (at >= params.in.rows()) return;
   if (params.in.squares()) {
     const double along = squares_sum(params.in, at, params.logits_tangent, params.target_tangent);
     if (first_lane()) params.row_directional[at] = static_cast<T>(along);
@@ -237,43 +237,48 @@ __global__ void __launch_bounds__(kThreads, kMinBlocks)
 
 template <class T>
 __global__ void __launch_bounds__(kSumThreads)
-    sum_rows_kernel(const T* rows, int64_t count, T* sum) {
+    sum_rows_kernel(const T* rows, int64_t count, T* sums) {
+  const T* const own = rows + blockIdx.x * count;
   double total[1] = {0.0};
-  for (int64_t i = threadIdx.x; i < count; i += kSumThreads) total[0] += rows[i];
+  for (int64_t i = threadIdx.x; i < count; i += kSumThreads) total[0] += own[i];
   block_sum<kSumThreads>(total);
-  if (threadIdx.x == 0) *sum = static_cast<T>(total[0]);
+  if (threadIdx.x == 0) sums[blockIdx.x] = static_cast<T>(total[0]);
 }
 
-inline unsigned row_blocks(int64_t batch) {
-  return grid_size((batch + kRowsPerBlock - 1) / kRowsPerBlock);
+template <class T>
+unsigned row_blocks(const SoftCrossEntropyInputs<T>& in) {
+  return grid_size((in.rows() + kRowsPerBlock - 1) / kRowsPerBlock);
+}
+
+// Adds the rows of each trajectory.
+template <class T>
+void launch_sum_rows(const SoftCrossEntropyInputs<T>& in, const T* rows, T* sums, Stream stream) {
+  TM_LAUNCH(sum_rows_kernel<T>, grid_size(in.trajectories), kSumThreads, 0, stream, rows, in.batch,
+            sums);
 }
 
 }  // namespace
 
 template <class T>
 void launch_soft_cross_entropy_forward(const SoftCrossEntropyForward<T>& params, Stream stream) {
-  const int64_t batch = params.in.batch;
-  if (batch == 0) return;
-  TM_LAUNCH(cross_entropy_forward_kernel<T>, row_blocks(batch), kThreads, 0, stream, params);
-  TM_LAUNCH(sum_rows_kernel<T>, 1, kSumThreads, 0, stream, params.row_loss, batch, params.loss);
+  if (params.in.rows() == 0) return;
+  TM_LAUNCH(cross_entropy_forward_kernel<T>, row_blocks(params.in), kThreads, 0, stream, params);
+  launch_sum_rows(params.in, params.row_loss, params.loss, stream);
 }
 
 template <class T>
 void launch_soft_cross_entropy_backward(const SoftCrossEntropyBackward<T>& params, Stream stream) {
-  const int64_t batch = params.in.batch;
-  if (batch == 0) return;
-  TM_LAUNCH(cross_entropy_backward_kernel<T>, row_blocks(batch), kThreads, 0, stream, params);
+  if (params.in.rows() == 0) return;
+  TM_LAUNCH(cross_entropy_backward_kernel<T>, row_blocks(params.in), kThreads, 0, stream, params);
 }
 
 template <class T>
 void launch_soft_cross_entropy_backward_tangent(const SoftCrossEntropyBackwardTangent<T>& params,
                                                 Stream stream) {
-  const int64_t batch = params.in.batch;
-  if (batch == 0) return;
-  TM_LAUNCH(cross_entropy_backward_tangent_kernel<T>, row_blocks(batch), kThreads, 0, stream,
+  if (params.in.rows() == 0) return;
+  TM_LAUNCH(cross_entropy_backward_tangent_kernel<T>, row_blocks(params.in), kThreads, 0, stream,
             params);
-  TM_LAUNCH(sum_rows_kernel<T>, 1, kSumThreads, 0, stream, params.row_directional, batch,
-            params.directional);
+  launch_sum_rows(params.in, params.row_directional, params.directional, stream);
 }
 
 template void launch_soft_cross_entropy_forward(const SoftCrossEntropyForward<float>&, Stream);

@@ -133,7 +133,7 @@ void run(const ParamDistanceBackward<T>& params, const Device& device) {
 template <class T>
 void run(const SgdStep<T>& params, const Device& device) {
   TM_ON_CUDA(launch_sgd_step)
-  in_parallel(params.size, kElementGrain,
+  in_parallel(params.trajectories * params.size, kElementGrain,
               [&](int64_t b, int64_t e) { cpu::sgd_step(params, b, e); });
 }
 
@@ -148,7 +148,7 @@ void run(const SgdStepAdjoint<T>& params, const Device& device) {
 template <class T>
 void run(const SgdSweep<T>& params, const Device& device) {
   TM_ON_CUDA(launch_sgd_sweep)
-  in_parallel(params.size, kElementGrain,
+  in_parallel(params.trajectories * params.size, kElementGrain,
               [&](int64_t b, int64_t e) { cpu::sgd_sweep(params, b, e); });
 }
 
@@ -170,7 +170,7 @@ void run(const OptimiserSweep<T>& params, const Device& device) {
 template <class T>
 void run(const GatherRows<T>& params, const Device& device) {
   TM_ON_CUDA(launch_gather_rows)
-  in_parallel(params.count, 1 + kElementGrain / (params.row_size + 1),
+  in_parallel(params.trajectories * params.count, 1 + kElementGrain / (params.row_size + 1),
               [&](int64_t b, int64_t e) { cpu::gather_rows(params, b, e); });
 }
 

@@ -20,14 +20,17 @@ std::vector<int64_t> batch(int64_t count, bool repeated) {
 struct Gather {
   std::vector<int64_t> index;
   int64_t row_size;
+  int64_t trajectories = 1;
 
   template <class T>
   Outputs<T> run(Backend backend) const {
     const int64_t count = static_cast<int64_t>(index.size());
-    const Input<T> rows(Random(1).normal(kRows * row_size));
+    const Input<T> rows(Random(1).normal(trajectories * kRows * row_size));
     Outputs<T> out;
     const trajmatch::GatherRows<T> params{
-        count, kRows, row_size, rows.get(), index.data(), out.add("out", count * row_size)};
+        count / trajectories, kRows,        row_size,
+        rows.get(),           index.data(), out.add("out", count * row_size),
+        trajectories};
     if (backend == Backend::kCuda) {
       trajmatch::cuda::launch_gather_rows(params, test_stream());
     } else {
@@ -40,19 +43,17 @@ struct Gather {
 struct Scatter {
   std::vector<int64_t> index;
   int64_t row_size;
+  int64_t trajectories = 1;
 
   template <class T>
   Outputs<T> run(Backend backend) const {
     const int64_t count = static_cast<int64_t>(index.size());
-    const Input<T> grad(Random(2).normal(count * row_size)), scale({0.375});
+    const Input<T> grad(Random(2).normal(count * row_size)), scale(Random(4).normal(trajectories));
     Outputs<T> out;
-    const trajmatch::ScatterAddRows<T> params{count,
-                                              kRows,
-                                              row_size,
-                                              grad.get(),
-                                              index.data(),
-                                              scale.get(),
-                                              out.add("rows", Random(3).normal(kRows * row_size))};
+    T* const rows = out.add("rows", Random(3).normal(trajectories * kRows * row_size));
+    const trajmatch::ScatterAddRows<T> params{
+        count / trajectories, kRows,       row_size, grad.get(),
+        index.data(),         scale.get(), rows,     trajectories};
     if (backend == Backend::kCuda) {
       trajmatch::cuda::launch_scatter_add_rows(params, test_stream());
     } else {
@@ -78,20 +79,26 @@ void check_integers(int64_t count, int64_t row_size) {
   }
 }
 
-// Indices that are none: gathered as what is no number, and scattered nowhere.
+// Indices that are none: gathered as what is no number, and scattered nowhere. Those of one
+// trajectory may not reach the rows of its neighbour.
 void check_wrong_indices() {
-  const std::vector<int64_t> index{1, kRows, -1};
-  const Input<double> rows(Random(1).normal(kRows)), scale({1.0});
-  std::vector<double> out(3), to(kRows);
-  trajmatch::cuda::launch_gather_rows<double>({3, kRows, 1, rows.get(), index.data(), out.data()},
-                                              test_stream());
-  testing::expect(out[0] == rows.get()[1] && out[1] != out[1] && out[2] != out[2],
-                  "a wrong index gathers a number");
+  const std::vector<int64_t> index{1, kRows, -1, 1, kRows, -1};
+  const Input<double> rows(Random(1).normal(2 * kRows)), scale({1.0, 1.0});
+  std::vector<double> out(6), to(2 * kRows);
+  trajmatch::cuda::launch_gather_rows<double>(
+      {3, kRows, 1, rows.get(), index.data(), out.data(), 2}, test_stream());
   trajmatch::cuda::launch_scatter_add_rows<double>(
-      {3, kRows, 1, rows.get(), index.data(), scale.get(), to.data()}, test_stream());
-  for (int64_t row = 0; row < kRows; ++row) {
-    testing::expect(to[static_cast<size_t>(row)] == (row == 1 ? rows.get()[0] : 0.0),
-                    "a wrong index scatters");
+      {3, kRows, 1, rows.get(), index.data(), scale.get(), to.data(), 2}, test_stream());
+  for (int64_t k = 0; k < 2; ++k) {
+    const double* const found = out.data() + 3 * k;
+    testing::expect(
+        found[0] == rows.get()[k * kRows + 1] && found[1] != found[1] && found[2] != found[2],
+        "a wrong index gathers a number");
+    for (int64_t row = 0; row < kRows; ++row) {
+      testing::expect(
+          to[static_cast<size_t>(k * kRows + row)] == (row == 1 ? rows.get()[3 * k] : 0.0),
+          "a wrong index scatters");
+    }
   }
 }
 
@@ -114,6 +121,10 @@ std::vector<testing::Case> batch_rows_cases() {
   }
   cases.push_back({"batch_rows, one row a hundred times",
                    [] { check(Scatter{std::vector<int64_t>(100, 17), 33}); }});
+  cases.push_back({"batch_rows of several trajectories", [] {
+                     check(Gather{batch(99, true), 10, 3});
+                     check(Scatter{batch(99, true), 257, 3});
+                   }});
   cases.push_back({"batch_rows of wrong indices", check_wrong_indices});
   cases.push_back({"batch_rows of nothing", [] {
                      check(Gather{{}, 3});

@@ -11,12 +11,19 @@ using trajmatch::ClassifierShape;
 struct Problem {
   explicit Problem(const ClassifierShape& shape_, int terms_) : shape(shape_), terms(terms_) {
     Random random(static_cast<unsigned>(shape.batch * 1000 + shape.classes));
+    shape.parameter_stride = shape.classes * shape.features() + 3;  // a gap that nobody may touch
     for (int t = 0; t < 2; ++t) {
-      features[t] = random.normal(shape.batch * shape.features());
-      weight[t] = random.normal(shape.classes * shape.features());
-      grad_logits[t] = random.normal(shape.batch * shape.classes);
+      features[t] = random.normal(images() * shape.features());
+      weight[t] = random.normal(parameters());
+      grad_logits[t] = random.normal(images() * shape.classes);
     }
-    bias = random.normal(shape.classes);
+    bias = random.normal(parameters());
+  }
+  int64_t images() const { return shape.trajectories * shape.batch; }
+  int64_t parameters() const { return shape.trajectories * shape.parameter_stride; }
+  // Where the parameters of an image's trajectory begin.
+  int64_t parameters_of(int64_t image) const {
+    return image / shape.batch * shape.parameter_stride;
   }
   // Where the feature lies that weight j of a class multiplies.
   int64_t place(int64_t j) const { return j % shape.pixels * shape.channels + j / shape.pixels; }
@@ -26,9 +33,10 @@ struct Problem {
   void each(const Body& body) const {
     const int64_t size = shape.features();
     for (int t = 0; t < terms; ++t) {
-      for (int64_t b = 0; b < shape.batch; ++b) {
+      for (int64_t b = 0; b < images(); ++b) {
         for (int64_t k = 0; k < shape.classes; ++k) {
-          for (int64_t j = 0; j < size; ++j) body(t, b, k, k * size + j, b * size + place(j));
+          const int64_t weights = parameters_of(b) + k * size;
+          for (int64_t j = 0; j < size; ++j) body(t, b, k, weights + j, b * size + place(j));
         }
       }
     }
@@ -43,13 +51,22 @@ std::vector<double> zeros(int64_t count) {
   return std::vector<double>(static_cast<size_t>(count), 0.0);
 }
 
+// For gradients of parameters: zeros where a sum is added up, NaN in the gaps between trajectories.
+std::vector<double> zeros_with_gaps(const ClassifierShape& shape, int64_t size) {
+  std::vector<double> values = zeros(shape.trajectories * shape.parameter_stride);
+  for (size_t i = 0; i < values.size(); ++i) {
+    if (static_cast<int64_t>(i) % shape.parameter_stride >= size) values[i] = std::nan("");
+  }
+  return values;
+}
+
 struct Forward {
   Problem problem;
 
   template <class T>
   Outputs<T> run(Backend backend) const {
     const ClassifierShape& shape = problem.shape;
-    const int64_t count = shape.batch * shape.classes;
+    const int64_t count = problem.images() * shape.classes;
     const Input<T> f[2] = {{problem.features[0]}, {problem.features[1]}};
     const Input<T> w[2] = {{problem.weight[0]}, {problem.weight[1]}};
     // A tangent along the features alone has no bias.
@@ -67,7 +84,7 @@ struct Forward {
     }
     T* const logits = out.add("logits", zeros(count));
     for (int64_t i = 0; i < count && problem.terms == 2; ++i) {
-      logits[i] = bias.get()[i % shape.classes];
+      logits[i] = bias.get()[problem.parameters_of(i / shape.classes) + i % shape.classes];
     }
     problem.each([&](int t, int64_t b, int64_t k, int64_t weight, int64_t feature) {
       logits[b * shape.classes + k] += w[t].get()[weight] * f[t].get()[feature];
@@ -82,7 +99,7 @@ struct InputGradient {
   template <class T>
   Outputs<T> run(Backend backend) const {
     const ClassifierShape& shape = problem.shape;
-    const int64_t count = shape.batch * shape.features();
+    const int64_t count = problem.images() * shape.features();
     const Input<T> g[2] = {{problem.grad_logits[0]}, {problem.grad_logits[1]}};
     const Input<T> w[2] = {{problem.weight[0]}, {problem.weight[1]}};
     Outputs<T> out;
@@ -109,28 +126,28 @@ struct WeightGradient {
   template <class T>
   Outputs<T> run(Backend backend) const {
     const ClassifierShape& shape = problem.shape;
-    const int64_t count = shape.classes * shape.features();
     const Input<T> g[2] = {{problem.grad_logits[0]}, {problem.grad_logits[1]}};
     const Input<T> f[2] = {{problem.features[0]}, {problem.features[1]}};
     Outputs<T> out;
     if (backend == Backend::kCuda) {
-      T* const grad_weight = out.add("grad_weight", count);
+      T* const grad_weight = out.add("grad_weight", problem.parameters());
       trajmatch::cuda::launch_classifier_weight_gradient<T>(
           {shape,
            problem.terms,
            {{g[0].get(), f[0].get()}, {g[1].get(), f[1].get()}},
            grad_weight,
-           out.add("grad_bias", shape.classes)},
+           out.add("grad_bias", problem.parameters())},
           test_stream());
       return out;
     }
-    T* const grad_weight = out.add("grad_weight", zeros(count));
-    T* const grad_bias = out.add("grad_bias", zeros(shape.classes));
+    const int64_t weights = shape.classes * shape.features();
+    T* const grad_weight = out.add("grad_weight", zeros_with_gaps(shape, weights));
+    T* const grad_bias = out.add("grad_bias", zeros_with_gaps(shape, shape.classes));
     problem.each([&](int t, int64_t b, int64_t k, int64_t weight, int64_t feature) {
       grad_weight[weight] += g[t].get()[b * shape.classes + k] * f[t].get()[feature];
     });
-    for (int64_t i = 0; i < shape.batch * shape.classes; ++i) {
-      grad_bias[i % shape.classes] += g[0].get()[i];
+    for (int64_t i = 0; i < problem.images() * shape.classes; ++i) {
+      grad_bias[problem.parameters_of(i / shape.classes) + i % shape.classes] += g[0].get()[i];
     }
     return out;
   }
@@ -141,12 +158,17 @@ struct WeightGradient {
 std::vector<testing::Case> classifier_cases() {
   std::vector<testing::Case> cases;
   // Around the kernels' tiles: 5 classes and 2, 4 images, 64 features and 256.
-  for (const ClassifierShape& shape : std::vector<ClassifierShape>{
-           {1, 1, 1, 1}, {3, 5, 4, 16}, {4, 10, 16, 4}, {5, 11, 13, 5}, {9, 4, 65, 4}}) {
+  for (const ClassifierShape& shape : std::vector<ClassifierShape>{{1, 1, 1, 1},
+                                                                   {3, 5, 4, 16},
+                                                                   {4, 10, 16, 4},
+                                                                   {5, 11, 13, 5},
+                                                                   {9, 4, 65, 4},
+                                                                   {5, 3, 17, 4, 3}}) {
     for (const int terms : {1, 2}) {
       const std::string name =
           "classifier " + std::to_string(shape.batch) + " x " + std::to_string(shape.classes) +
-          " x " + std::to_string(shape.features()) + ", terms " + std::to_string(terms);
+          " x " + std::to_string(shape.features()) + " K" + std::to_string(shape.trajectories) +
+          ", terms " + std::to_string(terms);
       cases.push_back({name, [shape, terms] {
                          const Problem problem(shape, terms);
                          check(Forward{problem});

@@ -14,6 +14,7 @@ enum class Norm { kNone, kInstance, kGroup, kLayer };
 
 struct Size {
   int64_t batch, height, width, channels;
+  int64_t trajectories = 1;
 };
 
 NormActPoolShape shape_of(const Size& size, Norm norm, Activation activation, Pooling pooling) {
@@ -30,7 +31,70 @@ NormActPoolShape shape_of(const Size& size, Norm norm, Activation activation, Po
   shape.activation = activation;
   shape.pooling = pooling;
   shape.eps = 1e-5;
+  shape.trajectories = size.trajectories;
+  // Between trajectories lies a gap that nobody may touch.
+  shape.parameter_stride = shape.affine_size() + (size.trajectories > 1 ? 3 : 0);
   return shape;
+}
+
+// Moves pointers to the tensors of the next trajectory.
+template <class... T>
+void advance(int64_t by, T*&... tensors) {
+  ((tensors = tensors == nullptr ? nullptr : tensors + by), ...);
+}
+
+struct Sizes {
+  explicit Sizes(const NormActPoolShape& shape)
+      : in(shape.batch * shape.pixels() * shape.channels),
+        out(shape.batch * shape.out_height() * shape.out_width() * shape.channels),
+        groups(shape.batch * shape.groups),
+        parameters(shape.parameter_stride),
+        partial(shape.batch * 2 * shape.affine_size()) {}
+  int64_t in, out, groups, parameters, partial;  // of one trajectory
+};
+
+template <class T>
+void next_trajectory(trajmatch::NormActPoolForward<T>& p, const Sizes& size) {
+  advance(size.in, p.x);
+  advance(size.out, p.out);
+  advance(size.groups, p.mean, p.rstd);
+  advance(size.parameters, p.weight, p.bias);
+}
+
+template <class T>
+void next_trajectory(trajmatch::NormActPoolTangent<T>& p, const Sizes& size) {
+  advance(size.in, p.x, p.x_tangent);
+  advance(size.out, p.out_tangent);
+  advance(size.groups, p.mean, p.rstd, p.mean_tangent, p.projection);
+  advance(size.parameters, p.weight, p.bias, p.weight_tangent, p.bias_tangent);
+}
+
+template <class T>
+void next_trajectory(trajmatch::NormActPoolBackward<T>& p, const Sizes& size) {
+  advance(size.in, p.x, p.grad_x);
+  advance(size.out, p.grad_out);
+  advance(size.groups, p.mean, p.rstd);
+  advance(size.parameters, p.weight, p.bias, p.grad_weight, p.grad_bias);
+  advance(size.partial, p.partial_grad_affine);
+}
+
+template <class T>
+void next_trajectory(trajmatch::NormActPoolBackwardTangent<T>& p, const Sizes& size) {
+  advance(size.in, p.x, p.x_tangent, p.grad_x, p.grad_x_tangent);
+  advance(size.out, p.grad_out, p.grad_out_tangent);
+  advance(size.groups, p.mean, p.rstd, p.mean_tangent, p.projection);
+  advance(size.parameters, p.weight, p.bias, p.weight_tangent, p.bias_tangent);
+  advance(size.parameters, p.grad_weight_tangent, p.grad_bias_tangent);
+  advance(size.partial, p.partial_grad_affine);
+}
+
+// Calls body with the tensors of one trajectory after another, as the CPU loops take them.
+template <class Params, class Body>
+void each_trajectory(Params params, const Body& body) {
+  const int64_t count = params.shape.trajectories;
+  const Sizes size(params.shape);
+  params.shape.trajectories = 1;
+  for (int64_t k = 0; k < count; ++k, next_trajectory(params, size)) body(params);
 }
 
 // Which optional tensors there are: a bit each.
@@ -49,9 +113,9 @@ struct Options {
 // The numbers of all four passes. Statistics come from the forward pass in float64.
 struct Data {
   Data(const NormActPoolShape& shape_, Options options_) : shape(shape_), options(options_) {
-    const int64_t in = shape.batch * shape.pixels() * shape.channels;
-    const int64_t out = shape.batch * shape.out_height() * shape.out_width() * shape.channels;
-    const int64_t affine = shape.affine_size();
+    const Sizes of_one(shape);
+    const int64_t in = shape.trajectories * of_one.in, out = shape.trajectories * of_one.out;
+    const int64_t affine = shape.trajectories * shape.parameter_stride;
     Random random(static_cast<unsigned>(in + 7 * options.bits));
     x = random.normal(in, 1.5, 2.0);
     x_tangent = random.normal(in, -0.5);
@@ -63,13 +127,15 @@ struct Data {
     bias_tangent = random.normal(affine);
     out_size = out;
     in_size = in;
-    groups = shape.batch * shape.groups;
+    affine_size = affine;
+    partial_size = shape.trajectories * of_one.partial;
+    groups = shape.trajectories * of_one.groups;
   }
   std::vector<double> sums() const { return std::vector<double>(shape.sums_size(), std::nan("")); }
 
   NormActPoolShape shape;
   Options options;
-  int64_t in_size, out_size, groups;
+  int64_t in_size, out_size, affine_size, partial_size, groups;
   std::vector<double> x, x_tangent, grad_out, grad_out_tangent;
   std::vector<double> weight, bias, weight_tangent, bias_tangent;
   std::vector<double> mean, rstd, mean_tangent, projection;
@@ -93,7 +159,9 @@ struct Forward {
       params.sums = sums.empty() ? nullptr : sums.data();
       trajmatch::cuda::launch_norm_act_pool_forward(params, test_stream());
     } else {
-      trajmatch::cpu::norm_act_pool_forward(params, 0, data.shape.batch);
+      each_trajectory(params, [](const auto& one) {
+        trajmatch::cpu::norm_act_pool_forward(one, 0, one.shape.batch);
+      });
     }
     return out;
   }
@@ -125,7 +193,9 @@ struct Tangent {
       params.sums = sums.empty() ? nullptr : sums.data();
       trajmatch::cuda::launch_norm_act_pool_tangent(params, test_stream());
     } else {
-      trajmatch::cpu::norm_act_pool_tangent(params, 0, data.shape.batch);
+      each_trajectory(params, [](const auto& one) {
+        trajmatch::cpu::norm_act_pool_tangent(one, 0, one.shape.batch);
+      });
     }
     return out;
   }
@@ -138,14 +208,13 @@ struct Backward {
   Outputs<T> run(Backend backend) const {
     const bool normalised = data.shape.groups > 0;
     const bool affine = data.options.wants_affine();
-    const int64_t size = data.shape.affine_size();
     const Input<T> x(data.x), weight(data.weight, data.options.weight()),
         bias(data.bias, data.options.bias()), mean(data.mean, normalised),
         rstd(data.rstd, normalised), grad_out(data.grad_out);
     Outputs<T> out;
     T* const grad_x = out.add("grad_x", data.in_size);
-    T* const partial = out.add("partial", data.shape.batch * 2 * size, affine);
-    T* const grad_weight = out.add("grad_weight", size, affine);
+    T* const partial = out.add("partial", data.partial_size, affine);
+    T* const grad_weight = out.add("grad_weight", data.affine_size, affine);
     trajmatch::NormActPoolBackward<T> params{data.shape,
                                              x.get(),
                                              weight.get(),
@@ -156,17 +225,18 @@ struct Backward {
                                              grad_x,
                                              partial,
                                              grad_weight,
-                                             out.add("grad_bias", size, affine)};
+                                             out.add("grad_bias", data.affine_size, affine)};
     if (backend == Backend::kCuda) {
       std::vector<double> sums = data.sums();
       params.sums = sums.empty() ? nullptr : sums.data();
       trajmatch::cuda::launch_norm_act_pool_backward(params, test_stream());
     } else {
-      trajmatch::cpu::norm_act_pool_backward(params, 0, data.shape.batch);
-      if (affine) {
-        trajmatch::cpu::sum_partial_affine(data.shape, partial, params.grad_weight,
-                                           params.grad_bias);
-      }
+      each_trajectory(params, [affine](const auto& one) {
+        trajmatch::cpu::norm_act_pool_backward(one, 0, one.shape.batch);
+        if (!affine) return;
+        trajmatch::cpu::sum_partial_affine(one.shape, one.partial_grad_affine, one.grad_weight,
+                                           one.grad_bias);
+      });
     }
     return out;
   }
@@ -180,7 +250,6 @@ struct BackwardTangent {
     const bool normalised = data.shape.groups > 0;
     const Options& options = data.options;
     const bool affine = options.wants_affine();
-    const int64_t size = data.shape.affine_size();
     const Input<T> x(data.x), weight(data.weight, options.weight()),
         bias(data.bias, options.bias()), mean(data.mean, normalised), rstd(data.rstd, normalised),
         x_tangent(data.x_tangent), weight_tangent(data.weight_tangent, options.weight_tangent()),
@@ -191,8 +260,8 @@ struct BackwardTangent {
     Outputs<T> out;
     T* const grad_x = out.add("grad_x", data.in_size, options.wants_grad_x());
     T* const grad_x_tangent = out.add("grad_x_tangent", data.in_size);
-    T* const partial = out.add("partial", data.shape.batch * 2 * size, affine);
-    T* const grad_weight = out.add("grad_weight_tangent", size, affine);
+    T* const partial = out.add("partial", data.partial_size, affine);
+    T* const grad_weight = out.add("grad_weight_tangent", data.affine_size, affine);
     trajmatch::NormActPoolBackwardTangent<T> params{
         data.shape,
         x.get(),
@@ -211,18 +280,19 @@ struct BackwardTangent {
         grad_x_tangent,
         partial,
         grad_weight,
-        out.add("grad_bias_tangent", size, affine),
+        out.add("grad_bias_tangent", data.affine_size, affine),
     };
     if (backend == Backend::kCuda) {
       std::vector<double> sums = data.sums();
       params.sums = sums.empty() ? nullptr : sums.data();
       trajmatch::cuda::launch_norm_act_pool_backward_tangent(params, test_stream());
     } else {
-      trajmatch::cpu::norm_act_pool_backward_tangent(params, 0, data.shape.batch);
-      if (affine) {
-        trajmatch::cpu::sum_partial_affine(data.shape, partial, grad_weight,
-                                           params.grad_bias_tangent);
-      }
+      each_trajectory(params, [affine](const auto& one) {
+        trajmatch::cpu::norm_act_pool_backward_tangent(one, 0, one.shape.batch);
+        if (!affine) return;
+        trajmatch::cpu::sum_partial_affine(one.shape, one.partial_grad_affine,
+                                           one.grad_weight_tangent, one.grad_bias_tangent);
+      });
     }
     return out;
   }
@@ -333,6 +403,11 @@ std::vector<testing::Case> sizes() {
       {{1, 64, 64, 36}, Norm::kLayer, Pooling::kAverage, false},
       // So many images that blocks take 32 channels each.
       {{520, 2, 2, 32}, Norm::kInstance, Pooling::kMax, true},
+      // Several trajectories: held, general, with a weight per pixel, and with shared images.
+      {{2, 8, 8, 12, 3}, Norm::kInstance, Pooling::kAverage, true},
+      {{3, 5, 4, 24, 2}, Norm::kGroup, Pooling::kMax, false},
+      {{2, 4, 5, 6, 3}, Norm::kLayer, Pooling::kNone, false},
+      {{1, 64, 65, 8, 2}, Norm::kInstance, Pooling::kAverage, false},
   };
   std::vector<testing::Case> cases;
   for (const SizeCase& one : chosen) {

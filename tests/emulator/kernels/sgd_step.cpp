@@ -10,13 +10,15 @@ using trajmatch::kReductionBlocks;
 constexpr double kMomentum = 0.9;
 
 struct Vectors {
-  explicit Vectors(int64_t size_) : size(size_) {
+  explicit Vectors(int64_t size_, int64_t trajectories_ = 1)
+      : size(size_), trajectories(trajectories_) {
     Random random(static_cast<unsigned>(size));
-    for (std::vector<double>* vector : {&a, &b, &c, &d}) *vector = random.normal(size);
+    for (std::vector<double>* vector : {&a, &b, &c, &d}) *vector = random.normal(total());
+    for (int64_t k = 0; k < trajectories; ++k) lr.push_back(0.03125 * static_cast<double>(k + 1));
   }
-  int64_t size;
-  std::vector<double> a, b, c, d;
-  std::vector<double> lr = {0.03125};
+  int64_t total() const { return trajectories * size; }
+  int64_t size, trajectories;
+  std::vector<double> a, b, c, d, lr;
 };
 
 struct Step {
@@ -27,20 +29,21 @@ struct Step {
   Outputs<T> run(Backend backend) const {
     const Input<T> theta(in.a), grad(in.b), buffer(in.c, has_buffer), lr(in.lr);
     Outputs<T> out;
-    T* const theta_out = in_place ? out.add("theta", in.a) : out.add("theta", in.size);
+    T* const theta_out = in_place ? out.add("theta", in.a) : out.add("theta", in.total());
     T* const buffer_out = !wants_buffer ? nullptr
                           : in_place    ? out.add("buffer", in.c)
-                                        : out.add("buffer", in.size);
+                                        : out.add("buffer", in.total());
     const trajmatch::SgdStep<T> params{
-        in.size,    in_place ? theta_out : theta.get(),
-        grad.get(), in_place && has_buffer && wants_buffer ? buffer_out : buffer.get(),
-        lr.get(),   kMomentum,
-        theta_out,  buffer_out,
+        in.size,         in_place ? theta_out : theta.get(),
+        grad.get(),      in_place && has_buffer && wants_buffer ? buffer_out : buffer.get(),
+        lr.get(),        kMomentum,
+        theta_out,       buffer_out,
+        in.trajectories,
     };
     if (backend == Backend::kCuda) {
       trajmatch::cuda::launch_sgd_step(params, test_stream());
     } else {
-      trajmatch::cpu::sgd_step(params, 0, in.size);
+      trajmatch::cpu::sgd_step(params, 0, in.total());
     }
     return out;
   }
@@ -93,18 +96,19 @@ struct Sweep {
         inject.get(),
         out.add("adjoint", in.c),
         wants_r ? out.add("r", in.d) : nullptr,
+        in.trajectories,
     };
     if (backend == Backend::kCuda) {
       trajmatch::cuda::launch_sgd_sweep(params, test_stream());
     } else {
-      trajmatch::cpu::sgd_sweep(params, 0, in.size);
+      trajmatch::cpu::sgd_sweep(params, 0, in.total());
     }
     return out;
   }
 };
 
-void check_elementwise(int64_t size) {
-  const Vectors in(size);
+void check_elementwise(int64_t size, int64_t trajectories = 1) {
+  const Vectors in(size, trajectories);
   for (int choice = 0; choice < 8; ++choice) {
     const bool first = choice % 2 != 0, second = choice / 2 % 2 != 0, third = choice / 4 != 0;
     check(Step{in, first, second, third});
@@ -131,6 +135,10 @@ std::vector<testing::Case> sgd_step_cases() {
   cases.push_back({"sgd_step of nothing", [] {
                      check_elementwise(0);
                      check_adjoint(0);
+                   }});
+  cases.push_back({"sgd_step of several trajectories", [] {
+                     check_elementwise(1, 3);
+                     check_elementwise(1000, 2);
                    }});
   // One more element than the largest grid has threads.
   cases.push_back({"sgd_step beyond one grid, large",

@@ -9,15 +9,28 @@ using trajmatch::StudentLoss;
 
 struct Rows {
   Rows(int64_t batch_, int64_t classes_, bool soft_, bool factor_,
-       StudentLoss loss_ = StudentLoss::kCrossEntropy)
-      : batch(batch_), classes(classes_), soft(soft_), factor(factor_), loss(loss_) {
+       StudentLoss loss_ = StudentLoss::kCrossEntropy, int64_t trajectories_ = 1)
+      : batch(batch_),
+        classes(classes_),
+        trajectories(trajectories_),
+        soft(soft_),
+        factor(factor_),
+        loss(loss_) {
     Random random(static_cast<unsigned>(batch * 1000 + classes));
     for (std::vector<double>* matrix : {&logits, &target, &logits_tangent, &target_tangent}) {
-      *matrix = random.normal(batch * classes, 0.0, 3.0);
+      *matrix = random.normal(count() * classes, 0.0, 3.0);
     }
-    index = random.indices(batch, classes);
+    index = random.indices(count(), classes);
   }
-  int64_t batch, classes;
+  int64_t count() const { return trajectories * batch; }
+  // Adds the rows of each trajectory.
+  template <class T>
+  void sum(const T* rows, T* sums) const {
+    for (int64_t k = 0; k < trajectories; ++k) {
+      trajmatch::cpu::sum_rows(rows + k * batch, batch, sums + k);
+    }
+  }
+  int64_t batch, classes, trajectories;
   bool soft;    // targets instead of class indices
   bool factor;  // grad_loss is given
   StudentLoss loss;
@@ -34,7 +47,7 @@ struct Inputs {
         target(rows.target, rows.soft),
         params{rows.batch,      rows.classes, 0.7,
                grad_loss.get(), logits.get(), rows.soft ? nullptr : rows.index.data(),
-               target.get(),    rows.loss} {}
+               target.get(),    rows.loss,    rows.trajectories} {}
   Input<T> grad_loss, logits, target;
   trajmatch::SoftCrossEntropyInputs<T> params;
 };
@@ -46,13 +59,14 @@ struct Forward {
   Outputs<T> run(Backend backend) const {
     const Inputs<T> in(rows);
     Outputs<T> out;
-    T* const row_loss = out.add("row_loss", rows.batch);
-    const trajmatch::SoftCrossEntropyForward<T> params{in.params, row_loss, out.add("loss", 1)};
+    T* const row_loss = out.add("row_loss", rows.count());
+    const trajmatch::SoftCrossEntropyForward<T> params{in.params, row_loss,
+                                                       out.add("loss", rows.trajectories)};
     if (backend == Backend::kCuda) {
       trajmatch::cuda::launch_soft_cross_entropy_forward(params, test_stream());
     } else {
-      trajmatch::cpu::soft_cross_entropy_forward(params, 0, rows.batch);
-      trajmatch::cpu::sum_rows(params.row_loss, rows.batch, params.loss);
+      trajmatch::cpu::soft_cross_entropy_forward(params, 0, rows.count());
+      rows.sum(params.row_loss, params.loss);
     }
     return out;
   }
@@ -65,7 +79,7 @@ struct Backward {
   template <class T>
   Outputs<T> run(Backend backend) const {
     const Inputs<T> in(rows);
-    const int64_t count = rows.batch * rows.classes;
+    const int64_t count = rows.count() * rows.classes;
     Outputs<T> out;
     T* const grad_logits = out.add("grad_logits", count);
     const trajmatch::SoftCrossEntropyBackward<T> params{
@@ -73,7 +87,7 @@ struct Backward {
     if (backend == Backend::kCuda) {
       trajmatch::cuda::launch_soft_cross_entropy_backward(params, test_stream());
     } else {
-      trajmatch::cpu::soft_cross_entropy_backward(params, 0, rows.batch);
+      trajmatch::cpu::soft_cross_entropy_backward(params, 0, rows.count());
     }
     return out;
   }
@@ -88,10 +102,10 @@ struct BackwardTangent {
     const Inputs<T> in(rows);
     const Input<T> logits_tangent(rows.logits_tangent, has_logits_tangent);
     const Input<T> target_tangent(rows.target_tangent, has_target_tangent);
-    const int64_t count = rows.batch * rows.classes;
+    const int64_t count = rows.count() * rows.classes;
     Outputs<T> out;
-    T* const row_directional = out.add("row_directional", rows.batch);
-    T* const directional = out.add("directional", 1);
+    T* const row_directional = out.add("row_directional", rows.count());
+    T* const directional = out.add("directional", rows.trajectories);
     T* const grad_logits = out.add("grad_logits_tangent", count);
     const trajmatch::SoftCrossEntropyBackwardTangent<T> params{
         in.params,
@@ -104,8 +118,8 @@ struct BackwardTangent {
     if (backend == Backend::kCuda) {
       trajmatch::cuda::launch_soft_cross_entropy_backward_tangent(params, test_stream());
     } else {
-      trajmatch::cpu::soft_cross_entropy_backward_tangent(params, 0, rows.batch);
-      trajmatch::cpu::sum_rows(params.row_directional, rows.batch, params.directional);
+      trajmatch::cpu::soft_cross_entropy_backward_tangent(params, 0, rows.count());
+      rows.sum(params.row_directional, params.directional);
     }
     return out;
   }
@@ -159,6 +173,10 @@ std::vector<testing::Case> soft_cross_entropy_cases() {
   }
   cases.push_back({"soft_cross_entropy, more rows than the sum's block has threads",
                    [] { check_all(Rows(300, 3, true, true)); }});
+  cases.push_back({"soft_cross_entropy of several trajectories", [] {
+                     check_all(Rows(5, 10, false, true, StudentLoss::kCrossEntropy, 3));
+                     check_all(Rows(7, 3, true, false, StudentLoss::kMeanSquares, 2));
+                   }});
   cases.push_back({"soft_cross_entropy with classes that do not exist", check_unknown_class});
   cases.push_back({"soft_cross_entropy of huge logits", [] {
                      Rows rows(4, 10, true, false);
