@@ -38,7 +38,8 @@ PYBIND11_MODULE(_C, module) {
              "Gives back what the calling thread's student engine keeps for its next call.");
   module.def("tape_elements", &trajmatch::tape_elements, pybind11::arg("network"),
              pybind11::arg("batch_sizes"), pybind11::arg("tape_bytes"), pybind11::arg("float64"),
-             pybind11::arg("cuda"), "Elements of the tapes that student_unroll keeps.");
+             pybind11::arg("cuda"), pybind11::arg("trajectories") = 1,
+             "Elements of the tapes that student_unroll keeps.");
   module.def("runs_by_images", &trajmatch::runs_by_images, pybind11::arg("network"),
              "True if the CPU engine takes a few images at a time through the whole network.");
   module.def("start_profile", &trajmatch::start_profile,

@@ -20,7 +20,7 @@ import pytest
 from compiled import CSRC, EMULATOR, ROOT, compiled, together
 from torch_release import find_torch
 
-ENGINE = ("student", "unroll", "unroll_networks", "fused_blocks")
+ENGINE = ("student", "unroll", "unroll_networks", "together", "fused_blocks")
 OPERATORS = (
     *("norm_act_pool", "param_distance", "sgd_step", "soft_cross_entropy"),
     *("losses", "optimisers"),
@@ -167,6 +167,39 @@ def test_images_that_blocks_share_are_exact(emulated_module: Path) -> None:
         text=True,
     )
     assert done.returncode == 0, done.stderr
+
+
+#: Prints the launches of an unroll and its adjoint, for one student and for four.
+LAUNCHES = """
+import ctypes, emulated_module, os, sys, torch
+from trajmatch import networks, ops
+
+count = ctypes.CDLL(os.environ["TRAJMATCH_EMULATED_MODULE"]).emulator_launches
+model = networks.ConvNet(3, 4, 32, width=32, depth=3)
+theta = networks.flat_parameters(model).requires_grad_()
+images, labels = torch.randn(2, 3, 32, 32, requires_grad=True), torch.tensor([0, 3])
+call = dict(theta0=theta, images=images, labels=labels, lr=0.1, batches=[[0, 1]], momentum=0.5)
+with ops.cuda_blocks(sys.argv[1]):
+    for students in (1, 4):
+        before = count()
+        ends = ops.unroll_together(model, [call] * students)
+        torch.autograd.grad(torch.stack(ends).sum(), images)
+        print(count() - before)
+"""
+
+
+@pytest.mark.parametrize("blocks", ["tf32", "fp16", "first"])
+def test_students_together_take_the_launches_of_one(emulated_module: Path, blocks: str) -> None:
+    done = subprocess.run(
+        [sys.executable, "-c", LAUNCHES, blocks],
+        env=environment_of(emulated_module),
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, done.stderr
+    one, four = map(int, done.stdout.split())
+    print(f"\n{blocks}: {one} launches for one student, {four} for four")
+    assert one == four > 20
 
 
 def test_the_engine_is_exact_on_emulated_cuda(emulated_module: Path) -> None:

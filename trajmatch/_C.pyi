@@ -13,7 +13,12 @@ def release_workspace() -> None:
     """Gives back what the calling thread's student engine keeps for its next call."""
 
 def tape_elements(
-    network: list[int], batch_sizes: list[int], tape_bytes: int, float64: bool, cuda: bool
+    network: list[int],
+    batch_sizes: list[int],
+    tape_bytes: int,
+    float64: bool,
+    cuda: bool,
+    trajectories: int = 1,
 ) -> int: ...
 def runs_by_images(network: list[int]) -> bool: ...
 def start_profile() -> None: ...

@@ -32,9 +32,10 @@ struct NormActPoolNode {
   NormActPoolShape shape;  // shape of the input, with batch = 0
   Slice weight, bias;      // empty if the norm has none
 
-  NormActPoolShape shape_of(int64_t batch) const {
+  NormActPoolShape shape_of(int64_t batch, int64_t trajectories = 1) const {
     NormActPoolShape result = shape;
     result.batch = batch;
+    result.trajectories = trajectories;
     return result;
   }
   // True if each channel is centred by its own mean.

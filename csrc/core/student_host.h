@@ -15,7 +15,7 @@ void release_workspace();
 // Number of elements in the tapes that student_unroll keeps for these batches within `tape_bytes`.
 // It keeps the tapes of the last steps, as many as fit.
 int64_t tape_elements(const std::vector<int64_t>& network, const std::vector<int64_t>& batch_sizes,
-                      int64_t tape_bytes, bool float64, bool cuda);
+                      int64_t tape_bytes, bool float64, bool cuda, int64_t trajectories);
 
 // True if the CPU engine takes a few images at a time through the whole network.
 bool runs_by_images(const std::vector<int64_t>& network);

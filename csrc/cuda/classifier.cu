@@ -116,21 +116,21 @@ __global__ void __launch_bounds__(kThreads)
   }
 }
 
-// The bias gradient of a pair of classes, computed by a whole block. `grad_logits` [B, K] are those
-// of the block's trajectory.
+// The bias gradient of a pair of classes, computed by a whole block. `grad_logits` and `grad_bias`
+// point to the first of them.
 template <class T>
 __device__ __forceinline__ void sum_bias(const ClassifierShape& shape, const T* grad_logits,
-                                         int64_t first_class, int64_t last_class, T* grad_bias) {
+                                         int64_t to_last, T* grad_bias) {
   double total[kClassPair] = {};
   for (int64_t b = threadIdx.x; b < shape.batch; b += kThreads) {
     const T* const g = grad_logits + b * shape.classes;
-    total[0] += static_cast<double>(g[first_class]);
-    total[1] += static_cast<double>(g[last_class]);
+    total[0] += static_cast<double>(g[0]);
+    total[1] += static_cast<double>(g[to_last]);
   }
   block_sum<kThreads>(total);
   if (threadIdx.x > 0) return;
-  grad_bias[first_class] = static_cast<T>(total[0]);
-  grad_bias[last_class] = static_cast<T>(total[1]);
+  grad_bias[0] = static_cast<T>(total[0]);
+  grad_bias[to_last] = static_cast<T>(total[1]);
 }
 
 template <class T>
@@ -139,13 +139,13 @@ __global__ void __launch_bounds__(kThreads)
   static_assert(kClassPair == 2, "first and last");
   const int64_t classes = p.shape.classes, features = p.shape.features();
   const int64_t first_class = static_cast<int64_t>(blockIdx.x / (column_tiles + 1)) * kClassPair;
-  const int64_t last_class = first_class + 1 < classes ? first_class + 1 : first_class;
+  const int64_t to_last = first_class + 1 < classes ? 1 : 0;
   const unsigned tile = blockIdx.x % (column_tiles + 1);
   const int64_t images_before = static_cast<int64_t>(blockIdx.y) * p.shape.batch;
   const int64_t parameters = static_cast<int64_t>(blockIdx.y) * p.shape.parameter_stride;
   if (tile == column_tiles) {
-    return sum_bias(p.shape, p.term[0].batch_side + images_before * classes, first_class,
-                    last_class, p.grad_bias + parameters);
+    return sum_bias(p.shape, p.term[0].batch_side + images_before * classes + first_class, to_last,
+                    p.grad_bias + parameters + first_class);
   }
 
   const int column = static_cast<int>(threadIdx.x) % kColumns;
@@ -156,13 +156,13 @@ __global__ void __launch_bounds__(kThreads)
     TM_UNROLL
     for (int t = 0; t < 2; ++t) {
       if (t == p.terms) break;
-      const T* const f = p.term[t].weight_side + images_before * features + at;
-      const T* const grad = p.term[t].batch_side + images_before * classes;
+      const T* f = p.term[t].weight_side + (images_before + group) * features + at;
+      const T* g = p.term[t].batch_side + (images_before + group) * classes + first_class;
       for (int64_t b = group; b < p.shape.batch; b += kGroups) {
-        const T value = f[b * features];
-        const T* const g = grad + b * classes;
-        first += g[first_class] * value;
-        last += g[last_class] * value;
+        first += g[0] * *f;
+        last += g[to_last] * *f;
+        f += kGroups * features;
+        g += kGroups * classes;
       }
     }
   }
@@ -178,7 +178,7 @@ __global__ void __launch_bounds__(kThreads)
   }
   T* const to = p.grad_weight + parameters + place_of_weight(p.shape, at);
   to[first_class * features] = first;
-  to[last_class * features] = last;
+  to[(first_class + to_last) * features] = last;
 }
 
 }  // namespace

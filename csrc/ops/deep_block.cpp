@@ -31,7 +31,7 @@ bool DeepBlock::takes(const Network& network, size_t index) {
   if (network.fused == FusedKernels::kNone || network.fused == FusedKernels::kFirst) return false;
   const Block& block = network.blocks[index];
   const Kinds kinds = kinds_of(network);
-  const FusedConvolutionShape shape = shape_of(block, 0);
+  const FusedConvolutionShape shape = shape_of(block, 0, 1);
   return is_usual(block) && block.convolution.padding == 1 &&
          block.convolution.in_channels == block.convolution.channels && shape.fits() &&
          fused_convolution_fits_device(shape, kinds.forward, kinds.other);
@@ -91,7 +91,7 @@ void DeepBlock::backward() {
   const Tensor grad_y = call_.place("grad", out_ - 1);
   const auto own = places(call_.theta);
   const auto grads = gradient_places();
-  const NormActPoolShape shape = block_.norm.shape_of(call_.batch);
+  const NormActPoolShape shape = call_.shape_of(block_.norm);
   const Device device(call_.like);
   const Operand grad = activation("fused_grad", grad_y);
   // The norm comes first in the backward pass: it turns the gradient in the output into the one in
@@ -127,8 +127,8 @@ void DeepBlock::backward() {
       in_, turned("fused_grad_input_tangent", {{grad_tangent, weight_}, {grad, weight_tangent_}}));
 }
 
-FusedConvolutionShape DeepBlock::shape_of(const Block& block, int64_t batch) {
-  return {1, batch, block.convolution.in_size, block.convolution.channels};
+FusedConvolutionShape DeepBlock::shape_of(const Block& block, int64_t batch, int64_t trajectories) {
+  return {trajectories, batch, block.convolution.in_size, block.convolution.channels};
 }
 
 FusedNorm DeepBlock::norm() const {
@@ -137,15 +137,18 @@ FusedNorm DeepBlock::norm() const {
           own.norm_bias};
 }
 
+Tensor DeepBlock::magnitudes(const char* name) const {
+  return call_.workspace.contiguous(name, out_, {call_.trajectories, kMagnitudes}, call_.like);
+}
+
 auto DeepBlock::activation(const char* name, const Tensor& values) const -> Operand {
   Operand result{values, {}, {}};
   if (kinds_.other == ProductKind::kFp16) {
     const std::string stem = name;
-    const int64_t size = call_.batch * shape().image_size();
+    const int64_t size = call_.images() * shape().image_size();
     result.halves =
         call_.workspace.contiguous((stem + "_halves").c_str(), out_, {size / 2}, call_.like);
-    result.magnitudes =
-        call_.workspace.contiguous((stem + "_magnitudes").c_str(), out_, {kMagnitudes}, call_.like);
+    result.magnitudes = magnitudes((stem + "_magnitudes").c_str());
   }
   return result;
 }
@@ -153,7 +156,7 @@ auto DeepBlock::activation(const char* name, const Tensor& values) const -> Oper
 auto DeepBlock::weight(const char* name, const Tensor& parameters) const -> Operand {
   Operand result{parameters, {}, {}};
   if (kinds_.other == ProductKind::kFp16) {
-    result.magnitudes = call_.workspace.contiguous(name, out_, {kMagnitudes}, call_.like);
+    result.magnitudes = magnitudes(name);
   }
   return result;
 }
@@ -162,8 +165,8 @@ void DeepBlock::scale(const std::vector<Operand>& activations,
                       const std::vector<Operand>& weights) const {
   if (kinds_.other != ProductKind::kFp16) return;
   const int64_t size = call_.batch * shape().image_size();
-  MeasureMagnitudes measure{{}, 0, 1};
-  RoundToHalf round{{}, 0, 1, size};
+  MeasureMagnitudes measure{{}, 0, call_.trajectories};
+  RoundToHalf round{{}, 0, call_.trajectories, size};
   for (const Operand& one : activations) {
     const float* const x = read<float>(one.values);
     measure.each[measure.count++] = {x, size, size, write<float>(one.magnitudes)};
@@ -180,7 +183,7 @@ void DeepBlock::scale(const std::vector<Operand>& activations,
 auto DeepBlock::packed(const char* name, const Operand& weight, bool turned, ProductKind kind) const
     -> Packed {
   const Tensor result = call_.workspace.contiguous(
-      name, out_, {PackConvolution::packed_size(shape(), kind)}, call_.like);
+      name, out_, {call_.trajectories, PackConvolution::packed_size(shape(), kind)}, call_.like);
   TM_LAUNCH_FUSED(launch_pack_convolution,
                   PackConvolution{shape(), call_.network.num_parameters, turned, kind,
                                   places(weight.values).weight, write<float>(result),
@@ -205,8 +208,8 @@ void DeepBlock::weight_gradient(const Pairs& activations_and_grads) const {
   const FusedConvolutionShape sizes = shape();
   const int64_t splits = FusedConvolutionWeight::splits_of(sizes);
   const int64_t shares = splits * FusedConvolutionWeight::parts(sizes.channels);
-  const Tensor partial = call_.workspace.contiguous("fused_weight_shares", 0,
-                                                    {shares, sizes.weight_size()}, call_.like);
+  const Tensor partial = call_.workspace.contiguous(
+      "fused_weight_shares", 0, {sizes.trajectories, shares, sizes.weight_size()}, call_.like);
   FusedConvolutionWeight params{sizes,
                                 kinds_.other,
                                 splits,

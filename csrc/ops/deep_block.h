@@ -32,9 +32,9 @@ class DeepBlock : public FusedBlock {
     ProductKind forward, other;
   };
   static Kinds kinds_of(const Network& network);
-  // An operand of products: an activation [B, C, H, W] or all parameters [P]. In half precision it
-  // also has the magnitudes that define its scale and, for an activation, its halves. The halves of
-  // weights are made when they are packed.
+  // An operand of products: an activation [K B, C, H, W] or all parameters [K, P]. In half
+  // precision it also has the magnitudes that define its scale and, for an activation, its halves.
+  // The halves of weights are made when they are packed.
   struct Operand {
     Tensor values;
     OptionalTensor halves, magnitudes;
@@ -51,9 +51,10 @@ class DeepBlock : public FusedBlock {
 
   // Prepares the operands of the primal input and weight.
   void read_input();
-  FusedConvolutionShape shape() const { return shape_of(block_, call_.batch); }
-  static FusedConvolutionShape shape_of(const Block& block, int64_t batch);
+  FusedConvolutionShape shape() const { return shape_of(block_, call_.batch, call_.trajectories); }
+  static FusedConvolutionShape shape_of(const Block& block, int64_t batch, int64_t trajectories);
   FusedNorm norm() const;
+  Tensor magnitudes(const char* name) const;
   Operand activation(const char* name, const Tensor& values) const;
   Operand weight(const char* name, const Tensor& parameters) const;
   // For half precision: measures the magnitudes of these operands and fills the halves of the

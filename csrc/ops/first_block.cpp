@@ -13,20 +13,16 @@ bool FirstBlock::takes(const Network& network) {
       !is_usual(network.blocks[0])) {
     return false;
   }
-  const FirstLayerShape shape = shape_of(network, 0);
+  const FirstLayerShape shape = shape_of(network, 0, 1);
   return shape.fits() && first_layer_fits_device(shape);
 }
 
-FirstLayerShape FirstBlock::shape_of(const Network& network, int64_t batch) {
+FirstLayerShape FirstBlock::shape_of(const Network& network, int64_t batch, int64_t trajectories) {
   const auto& [convolution, norm] = network.blocks[0];
-  return {1,
-          batch,
-          convolution.in_size,
-          convolution.in_channels,
-          convolution.padding,
-          convolution.channels,
-          network.num_parameters,
-          norm.shape.eps};
+  return {trajectories,           batch,
+          convolution.in_size,    convolution.in_channels,
+          convolution.padding,    convolution.channels,
+          network.num_parameters, norm.shape.eps};
 }
 
 void FirstBlock::forward() {
@@ -83,11 +79,11 @@ FirstLayerGradients FirstBlock::gradients(const OptionalTensor& grad_images) con
   const FirstLayerShape sizes = shape();
   const auto grads = gradient_places();
   const Tensor weight = call_.workspace.contiguous(
-      "first_weight", 0, {sizes.batch, sizes.channels, sizes.taps()}, call_.like);
+      "first_weight", 0, {call_.images(), sizes.channels, sizes.taps()}, call_.like);
   OptionalTensor images;
   if (grad_images) {
     images = call_.workspace.contiguous(
-        "first_images", 0, {sizes.tiles(call_.is_jvp), sizes.batch, sizes.image_size()},
+        "first_images", 0, {sizes.tiles(call_.is_jvp), call_.images(), sizes.image_size()},
         call_.like);
   }
   return {write<float>(partial_affine()),

@@ -20,8 +20,8 @@ class FirstBlock : public FusedBlock {
   void backward() override;
 
  private:
-  FirstLayerShape shape() const { return shape_of(call_.network, call_.batch); }
-  static FirstLayerShape shape_of(const Network& network, int64_t batch);
+  FirstLayerShape shape() const { return shape_of(call_.network, call_.batch, call_.trajectories); }
+  static FirstLayerShape shape_of(const Network& network, int64_t batch, int64_t trajectories);
   FirstLayerInputs inputs() const;
   FirstLayerTangents tangents() const;
   FirstLayerGradients gradients(const OptionalTensor& grad_images) const;

@@ -42,7 +42,7 @@ class FusedBlock : public Layer {
            norm.shape.activation == Activation::kRelu && norm.shape.pooling == Pooling::kAverage;
   }
 
-  // Pointers into theta, its tangent, or a gradient.
+  // Pointers into theta, its tangent, or a gradient, of the first trajectory.
   template <class T>
   struct Places {
     T *weight, *norm_weight, *norm_bias;
@@ -54,15 +54,14 @@ class FusedBlock : public Layer {
 
   // The bias of a convolution has no effect before an instance norm, so its gradient is 0.
   void clear_bias() const {
-    const Slice& slice = block_.convolution.bias;
-    Tensor bias = vector_view(call_.grad_theta, slice.offset, slice.size);
+    Tensor bias = call_.slice_of(call_.grad_theta, block_.convolution.bias);
     torch::stable::zero_(bias);
   }
   Tensor statistics(const char* name) const {
-    return call_.workspace.contiguous(name, out_, {call_.batch, channels_}, call_.like);
+    return call_.workspace.contiguous(name, out_, {call_.images(), channels_}, call_.like);
   }
   Tensor partial_affine() const {
-    return call_.workspace.contiguous("partial", 0, {call_.batch, 2, channels_}, call_.like);
+    return call_.workspace.contiguous("partial", 0, {call_.images(), 2, channels_}, call_.like);
   }
   // The value that the block makes, with memory for its data and statistics.
   Value& made() {

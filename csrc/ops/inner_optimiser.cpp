@@ -3,6 +3,9 @@
 #include <cmath>
 #include <string>
 
+#include "ops/student_checks.h"
+#include "ops/workspace.h"
+
 namespace trajmatch {
 
 namespace {
@@ -37,8 +40,10 @@ InnerOptimiser::InnerOptimiser(const Check& check, const Network& network, const
                                int64_t steps_done, int64_t steps)
     : numbers_(numbers),
       size_(network.num_parameters),
+      trajectories_(trajectories_of(theta)),
       steps_done_(steps_done),
       steps_(steps),
+      sizes_(sizes_of(theta)),
       lr_(as_contiguous(lr)),
       state_(as_contiguous(state)),
       spans_{{0, size_}} {
@@ -48,15 +53,22 @@ InnerOptimiser::InnerOptimiser(const Check& check, const Network& network, const
   check.that(steps_done >= 0, "steps_done", "be at least 0", std::to_string(steps_done));
   // A matrix of step sizes has one row per step, and one column for all parameters or one per
   // tensor.
-  if (lr.dim() > 0) {
+  const bool several = theta.dim() == 2;
+  if (lr.dim() > 0 && !several) {
     check.dim(lr, "lr", 2);
     if (lr.size(1) != 1) spans_ = tensors_of(network);
   }
-  check.same(lr, "lr", theta, "theta0", lr.dim() == 0 ? Ints{} : Ints{steps, columns()});
+  check.same(lr, "lr", theta, "theta0",
+             several         ? Ints{trajectories_}
+             : lr.dim() == 0 ? Ints{}
+                             : Ints{steps, columns()});
   check.dim(state, "state", 2);
   // Plain SGD may come without a state. Adam, Nesterov, decay and several step sizes need one.
-  const bool needs_state = adam() || numbers[2] != 0 || numbers[3] != 0 || lr.dim() > 0;
-  const int64_t rows = adam() ? 2 : needs_state ? 1 : state.size(0);
+  const bool general = adam() || numbers[2] != 0 || numbers[3] != 0;
+  check.that(!several || !general, "optimiser", "be SGD without Nesterov momentum and decay",
+             "another one for parameters [K, P]");
+  const bool needs_state = general || (lr.dim() > 0 && !several);
+  const int64_t rows = adam() ? 2 : needs_state ? 1 : several ? 0 : state.size(0);
   check.same(state, "state", theta, "theta0", {rows < 1 ? 0 : rows, size_});
 }
 
@@ -86,7 +98,7 @@ OptimiserRule<T> InnerOptimiser::rule(int64_t step) const {
 }
 
 Tensor InnerOptimiser::memory() const {
-  if (is_plain()) return empty({momentum() == 0 ? 0 : size_}, lr_);
+  if (is_plain()) return empty({momentum() == 0 ? 0 : trajectories_ * size_}, lr_);
   Tensor memory = empty(sizes_of(state_), lr_);
   copy(memory, state_);
   return memory;
@@ -101,7 +113,7 @@ void InnerOptimiser::step(int64_t step, const VectorPart& theta, const Tensor& g
     // At the first step the buffer counts as zero, so its memory needs no initialisation.
     T* const b = momentum() == 0 ? nullptr : first;
     run(SgdStep<T>{size_, read<T>(theta), read<T>(grad), step == 0 ? nullptr : b, read<T>(lr_),
-                   momentum(), write<T>(next), b},
+                   momentum(), write<T>(next), b, trajectories_},
         device);
     return;
   }
@@ -121,8 +133,8 @@ void InnerOptimiser::step(int64_t step, const VectorPart& theta, const Tensor& g
 
 InnerOptimiser::Adjoint InnerOptimiser::adjoint(const Check& check,
                                                 const OptionalTensor& grad_state) const {
-  Adjoint result{zeros({size_}, lr_),
-                 zeros({size_}, lr_),
+  Adjoint result{zeros(sizes_, lr_),
+                 zeros(sizes_, lr_),
                  zeros(sizes_of(state_), lr_),
                  empty({steps_, columns()}, lr_),
                  empty({kReductionBlocks}, lr_, ScalarType::Double),
@@ -147,7 +159,7 @@ void InnerOptimiser::sweep(int64_t left, const Tensor& trajectory, const T* hess
   // h and the injected gradient to the adjoint of theta0.
   if (is_plain() || left == 0) {
     run(SgdSweep<T>{size_, read<T>(adjoint.scale), momentum(), hessian_r, inject, a,
-                    left > 0 ? r : nullptr},
+                    left > 0 ? r : nullptr, trajectories_},
         device);
     return;
   }
@@ -188,7 +200,10 @@ void InnerOptimiser::sweep(int64_t left, const Tensor& trajectory, const T* hess
 }
 
 Tensor InnerOptimiser::grad_lr(const Adjoint& adjoint, const Tensor& directional) const {
-  if (is_plain()) return sum_all(directional);
+  if (is_plain()) {
+    const Tensor sum = sum_over_rows(directional);
+    return view(sum, 0, sizes_of(lr_), contiguous_strides(sizes_of(lr_)));
+  }
   return lr_.dim() == 0 ? sum_all(adjoint.grad_lr) : adjoint.grad_lr;
 }
 

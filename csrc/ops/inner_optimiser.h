@@ -18,6 +18,9 @@ class InnerOptimiser {
   // `state` is the state before the first step: b [1, P] for SGD, m and v [2, P] for Adam. It is
   // [0, P] for plain SGD: only momentum, starting at zero, with a single step size. The adjoint of
   // plain SGD needs only the theta of each step.
+  //
+  // If theta is [K, P], the optimiser is plain SGD, lr is [K], and the vectors below are K times as
+  // long.
   InnerOptimiser(const Check& check, const Network& network, const Tensor& theta, const Tensor& lr,
                  const Tensor& state, const Doubles& numbers, int64_t steps_done, int64_t steps);
 
@@ -40,7 +43,7 @@ class InnerOptimiser {
     Tensor theta, r, state;
     Tensor grad_lr;  // [N, columns of lr]
     Tensor partial;  // workspace
-    Tensor scale;    // [], factor of the gradients computed along r
+    Tensor scale;    // [K], factor of the gradients computed along r
   };
   Adjoint adjoint(const Check& check, const OptionalTensor& grad_state) const;
 
@@ -51,7 +54,7 @@ class InnerOptimiser {
   void sweep(int64_t left, const Tensor& trajectory, const T* hessian_r, const T* inject,
              const Adjoint& adjoint, const Device& device) const;
 
-  // The gradient of lr. `directional` [N] holds the derivative of each step's loss along r.
+  // The gradient of lr. `directional` [N, K] holds the derivative of each step's loss along r.
   Tensor grad_lr(const Adjoint& adjoint, const Tensor& directional) const;
 
  private:
@@ -63,7 +66,8 @@ class InnerOptimiser {
   OptimiserRule<T> rule(int64_t step) const;
 
   Doubles numbers_;
-  int64_t size_, steps_done_, steps_;
+  int64_t size_, trajectories_, steps_done_, steps_;
+  Ints sizes_;  // of theta: [P] or [K, P]
   Tensor lr_, state_;
   std::vector<Slice> spans_;  // parts of theta, each with its own step size
 };

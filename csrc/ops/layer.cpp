@@ -33,22 +33,22 @@ std::vector<Kept> kept_of(const Network& network, bool float32) {
   return kept;
 }
 
-Ints value_sizes(const Network& network, size_t value, int64_t batch) {
-  if (value == 0) return {batch, network.in_channels, network.image_size, network.image_size};
+Ints value_sizes(const Network& network, size_t value, int64_t images) {
+  if (value == 0) return {images, network.in_channels, network.image_size, network.image_size};
   const Node& node = network.nodes[value - 1];
-  return {batch, node.channels, node.size, node.size};
+  return {images, node.channels, node.size, node.size};
 }
 
 // Calls visit(value, member, sizes) for everything that a tape keeps of the values, in the order of
 // the tape.
 template <class Visit>
 void each_kept(const Network& network, const std::vector<Kept>& kept, int64_t batch,
-               const Visit& visit) {
+               int64_t trajectories, const Visit& visit) {
   for (size_t value = 0; value < kept.size(); ++value) {
-    const Ints sizes = value_sizes(network, value, batch);
+    const Ints sizes = value_sizes(network, value, trajectories * batch);
     if (kept[value].data) visit(value, &Value::data, sizes);
     if (kept[value].statistics) {
-      const NormActPoolShape shape = network.nodes[value - 1].norm.shape_of(batch);
+      const NormActPoolShape shape = network.nodes[value - 1].norm.shape_of(batch, trajectories);
       visit(value, &Value::mean, Ints{shape.statistics()});
       visit(value, &Value::rstd, Ints{shape.statistics()});
     }
@@ -58,24 +58,32 @@ void each_kept(const Network& network, const std::vector<Kept>& kept, int64_t ba
 
 }  // namespace
 
-int64_t layer_tape_size(const Network& network, int64_t batch, bool float32) {
-  int64_t size = 2 * aligned(batch * network.num_classes);  // logits and their gradient
+int64_t layer_tape_size(const Network& network, int64_t batch, int64_t trajectories, bool float32) {
+  // Logits and their gradient.
+  int64_t size = 2 * aligned(trajectories * batch * network.num_classes);
   each_kept(
-      network, kept_of(network, float32), batch,
+      network, kept_of(network, float32), batch, trajectories,
       [&](size_t, Tensor Value::*, const Ints& sizes) { size += aligned(product_of(sizes)); });
   return size;
 }
 
-LayerCall::LayerCall(const Network& network_, const Tensor& like_)
+LayerCall::LayerCall(const Network& network_, const Tensor& like_, int64_t trajectories_)
     : network(network_),
       like(like_),
+      trajectories(trajectories_),
       kept(kept_of(network, like.scalar_type() == ScalarType::Float)),
       values(kept.size()) {}
 
-Ints LayerCall::sizes_of_value(size_t value) const { return value_sizes(network, value, batch); }
+Ints LayerCall::sizes_of_value(size_t value) const { return value_sizes(network, value, images()); }
+
+NormActPoolShape LayerCall::shape_of(const NormActPoolNode& norm) const {
+  NormActPoolShape shape = norm.shape_of(batch, trajectories);
+  shape.parameter_stride = shape.elementwise ? norm.weight.size : network.num_parameters;
+  return shape;
+}
 
 void LayerCall::begin(const Tensor& images, const std::optional<VectorPart>& tape, bool jvp) {
-  batch = images.size(0);
+  batch = images.size(0) / trajectories;
   has_tape = tape.has_value();
   is_jvp = jvp;
   for (Value& value : values) value = Value();
@@ -95,13 +103,14 @@ void LayerCall::begin(const Tensor& images, const std::optional<VectorPart>& tap
     at += size + gap;
     return result;
   };
-  const Ints rows{batch, network.num_classes};
+  const Ints rows{trajectories * batch, network.num_classes};
   logits = tape ? take(rows) : workspace.contiguous("logits", 0, rows, like);
   grad_logits = tape ? take(rows) : workspace.contiguous("grad_logits", 0, rows, like);
   if (!tape) return;
-  each_kept(network, kept, batch, [&](size_t value, Tensor Value::* member, const Ints& sizes) {
-    values[value].*member = take(sizes);
-  });
+  each_kept(network, kept, batch, trajectories,
+            [&](size_t value, Tensor Value::* member, const Ints& sizes) {
+              values[value].*member = take(sizes);
+            });
 }
 
 Tensor LayerCall::data_place(size_t value) {

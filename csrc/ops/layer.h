@@ -1,6 +1,9 @@
 // The building blocks of the layer-by-layer engine (ops/layer_student.h): layers, the values they
 // make, and the state of a call that they share. A layer runs one node of the network, or two if it
 // is a fused block.
+//
+// Letters: K trajectories (students of one call, each with its own parameters and images), B images
+// of each. All activations are [K B, ..], all vectors of parameters [K, P].
 #pragma once
 
 #include <optional>
@@ -11,10 +14,11 @@
 
 namespace trajmatch {
 
-// A value made by a node [B, C, H, W] in channels-last, with its gradient, statistics and tangents.
+// A value made by a node [K B, C, H, W] in channels-last, with its gradient, statistics and
+// tangents.
 struct Value {
   Tensor data, grad;
-  Tensor mean, rstd;  // [B, groups] statistics of a norm; one row for a batch norm
+  Tensor mean, rstd;  // [K B, groups] statistics of a norm; K rows for a batch norm
   OptionalTensor tangent;
   Tensor grad_tangent;
   // True once this call has a share of the gradient; later shares are added to it.
@@ -31,7 +35,7 @@ struct Kept {
 // The state of the current call, which computes the gradient of a loss or its derivative along
 // tangents. It is reused from call to call.
 struct LayerCall {
-  LayerCall(const Network& network, const Tensor& like);
+  LayerCall(const Network& network, const Tensor& like, int64_t trajectories);
 
   // Forgets the previous call. If there is a tape, the values it keeps become views of it: gradient
   // (`jvp` false) writes them, gradient_jvp (`jvp` true) reads them.
@@ -59,23 +63,32 @@ struct LayerCall {
     return !(is_jvp && has_tape && kept[value].grad);
   }
   Ints sizes_of_value(size_t value) const;
+  int64_t images() const { return trajectories * batch; }
+  // The shape of a norm of this call. The parameters of two trajectories lie P apart, or next to
+  // each other if there is one per value of an image: NormActPool reorders those.
+  NormActPoolShape shape_of(const NormActPoolNode& norm) const;
+  // A part of every trajectory's vector of parameters: [K, size], P elements between rows.
+  Tensor slice_of(const Tensor& vectors, const Slice& slice) const {
+    return view(vectors, slice.offset, {trajectories, slice.size}, {network.num_parameters, 1});
+  }
 
   const Network& network;
   Tensor like;
+  const int64_t trajectories;  // K
   Workspace workspace;
   std::vector<Kept> kept;  // indexed by value
   // State of the current call:
-  int64_t batch = 0;
+  int64_t batch = 0;  // B
   bool has_tape = false, is_jvp = false, wants_image_gradient = false;
-  Tensor theta;                  // [P]
-  OptionalTensor theta_tangent;  // [P]
-  Tensor grad_theta;             // [P], the gradient in theta or its tangent
+  Tensor theta;                  // [K, P]
+  OptionalTensor theta_tangent;  // [K, P]
+  Tensor grad_theta;             // [K, P], the gradient in theta or its tangent
   std::vector<Value> values;     // value 0: the images
-  Tensor logits, grad_logits;    // [B, K]
+  Tensor logits, grad_logits;    // [K B, classes]
 };
 
-// Number of elements in the tape of a batch.
-int64_t layer_tape_size(const Network& network, int64_t batch, bool float32);
+// Number of elements in the tape of a batch of each trajectory.
+int64_t layer_tape_size(const Network& network, int64_t batch, int64_t trajectories, bool float32);
 
 // The passes of a call, in this order: begin; forward, unless the call reads a tape; tangent, only
 // in gradient_jvp; backward, which in gradient_jvp also computes the tangents of the gradients.

@@ -10,8 +10,8 @@
 namespace trajmatch {
 
 template <class T>
-LayerStudent<T>::LayerStudent(const Network& network, const Tensor& like)
-    : network_(network), call_(network_, like) {
+LayerStudent<T>::LayerStudent(const Network& network, const Tensor& like, int64_t trajectories)
+    : network_(network), call_(network_, like, trajectories) {
   const size_t nodes = network_.nodes.size();
   // library_ runs every call. fused_, if not empty, runs the calls that its blocks support; see
   // gradient_jvp.
@@ -35,8 +35,8 @@ LayerStudent<T>::LayerStudent(const Network& network, const Tensor& like)
 }
 
 template <class T>
-int64_t LayerStudent<T>::tape_size(const Network& network, int64_t batch) {
-  return layer_tape_size(network, batch, std::is_same<T, float>::value);
+int64_t LayerStudent<T>::tape_size(const Network& network, int64_t batch, int64_t trajectories) {
+  return layer_tape_size(network, batch, trajectories, std::is_same<T, float>::value);
 }
 
 template <class T>
@@ -147,21 +147,33 @@ void LayerStudent<T>::backward(const Layers& layers) {
 
 template <class T>
 void LayerStudent<T>::write_statistics(const Tensor& statistics) const {
-  // Rows mean, rstd and count, each with the channels of all batch norms one after the other.
-  const int64_t row = network_.batch_norm_channels;
+  // For each trajectory rows mean, rstd and count, each with the channels of all batch norms one
+  // after the other.
+  const int64_t row = network_.batch_norm_channels, trajectories = call_.trajectories;
   int64_t at = 0;
   for (size_t i = 0; i < network_.nodes.size(); ++i) {
     const NormActPoolNode& norm = network_.nodes[i].norm;
     if (!norm.shape.over_batch) continue;
     const int64_t channels = norm.shape.channels;
     const auto part = [&](int64_t of) {
-      return view(statistics, of * row + at, {1, channels}, {channels, 1});
+      return view(statistics, of * row + at, {trajectories, channels}, {3 * row, 1});
     };
     Tensor mean = part(0), rstd = part(1), count = part(2);
-    copy(mean, call_.values[i + 1].mean);
-    copy(rstd, call_.values[i + 1].rstd);
+    const Value& value = call_.values[i + 1];
+    copy(mean, view(value.mean, 0, {trajectories, channels}, {channels, 1}));
+    copy(rstd, view(value.rstd, 0, {trajectories, channels}, {channels, 1}));
     fill(count, static_cast<double>(norm.values(call_.batch)));
     at += channels;
+  }
+}
+
+// Writes the sum of all logits, or of their tangents, of each trajectory.
+template <class T>
+void LayerStudent<T>::write_sums(const Tensor& logits, const Tensor& sums) const {
+  const int64_t size = logits.numel() / call_.trajectories;
+  for (int64_t k = 0; k < call_.trajectories; ++k) {
+    Tensor sum = view(sums, k, {}, {});
+    copy(sum, sum_all(vector_view(logits, k * size, size)));
   }
 }
 
@@ -175,7 +187,8 @@ SoftCrossEntropyInputs<T> LayerStudent<T>::loss_inputs(const StudentProblem& pro
           read<T>(call_.logits),
           soft ? nullptr : read<int64_t>(problem.labels),
           soft ? read<T>(problem.labels) : nullptr,
-          problem.loss};
+          problem.loss,
+          call_.trajectories};
 }
 
 // Writes the loss, the gradient in the logits and, if wanted, the gradient in the labels.
@@ -185,12 +198,11 @@ void LayerStudent<T>::write_loss(const StudentProblem& problem, const Tensor& lo
   const Device device(call_.like);
   if (problem.loss == StudentLoss::kSumLogits) {
     fill(call_.grad_logits, 1.0);
-    Tensor result = loss;
-    copy(result, sum_all(call_.logits));
+    write_sums(call_.logits, loss);
     return;
   }
   const SoftCrossEntropyInputs<T> inputs = loss_inputs(problem);
-  const Tensor each = call_.workspace.contiguous("rows", 0, {call_.batch}, call_.like);
+  const Tensor each = call_.workspace.contiguous("rows", 0, {call_.images()}, call_.like);
   run(SoftCrossEntropyForward<T>{inputs, write<T>(each), write<T>(loss)}, device);
   run(SoftCrossEntropyBackward<T>{inputs, write<T>(call_.grad_logits), write<T>(grad_labels)},
       device);
@@ -219,13 +231,12 @@ void LayerStudent<T>::write_directional(const StudentProblem& problem,
   run(of_logits, device);
   if (problem.loss == StudentLoss::kSumLogits) {
     if (!call_.has_tape) fill(call_.grad_logits, 1.0);
-    Tensor result = directional;
     torch::stable::zero_(grad_logits_tangent_);
-    copy(result, sum_all(logits_tangent_));
+    write_sums(logits_tangent_, directional);
     return;
   }
   const SoftCrossEntropyInputs<T> inputs = loss_inputs(problem);
-  const Tensor each = call_.workspace.contiguous("rows", 0, {call_.batch}, call_.like);
+  const Tensor each = call_.workspace.contiguous("rows", 0, {call_.images()}, call_.like);
   if (!call_.has_tape) {
     run(SoftCrossEntropyBackward<T>{inputs, write<T>(call_.grad_logits), nullptr}, device);
   }

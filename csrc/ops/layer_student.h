@@ -1,7 +1,8 @@
 // The student engine that works layer by layer on a whole batch: the gradient of the loss of a
 // network in its flat parameters, and the directional derivative of that gradient. CUDA runs every
 // network this way; the CPU runs the networks that are not a chain of 3x3 convolutions this way.
-// Activations are channels-last.
+// Activations are channels-last. On CUDA a call may have K trajectories: students that are
+// differentiated side by side, each with its own parameters and images. The CPU has one.
 #pragma once
 
 #include <memory>
@@ -18,27 +19,21 @@ namespace trajmatch {
 template <class T>
 class LayerStudent {
  public:
-  LayerStudent(const Network& network, const Tensor& like);
+  LayerStudent(const Network& network, const Tensor& like, int64_t trajectories);
 
-  // Number of elements in the tape of a batch: everything that gradient computes and gradient_jvp
-  // reads again. With a tape, gradient_jvp runs forward and backward along the tangents only.
-  static int64_t tape_size(const Network& network, int64_t batch);
+  // Number of elements in the tape of a batch of each trajectory: everything that gradient computes
+  // and gradient_jvp reads again. With a tape, gradient_jvp runs forward and backward along the
+  // tangents only.
+  static int64_t tape_size(const Network& network, int64_t batch, int64_t trajectories);
 
-  // The logits [B, K] of images [B, C, H, W] (channels-last) for parameters [P].
+  // See Student (ops/student.h) for these three.
   Tensor logits(const Tensor& theta, const Tensor& images);
-
-  // Writes the loss [] and its gradient [P]. If wanted, also writes the gradients in the images
-  // [B, C, H, W] (channels-last) and in soft labels [B, K], the tape, and the statistics of batch
-  // norms [3, channels] (mean, rstd, number of values).
   void gradient(const StudentProblem& problem, const Tensor& loss, const Tensor& grad_theta,
                 const OptionalTensor& grad_images, const OptionalTensor& grad_labels,
                 const std::optional<VectorPart>& tape,
                 const OptionalTensor& statistics = std::nullopt);
 
-  // Writes derivatives along the tangents: of the loss (one element), of the gradient in theta [P],
-  // of the gradient in the images [B, C, H, W] (channels-last) and, if wanted, of the gradient in
-  // soft labels [B, K]. A tape must come from gradient for the same problem, and then only theta
-  // may have a tangent.
+  // A tape must come from gradient for the same problem, and then only theta may have a tangent.
   void gradient_jvp(const StudentProblem& problem, const StudentTangents& tangents,
                     const Tensor& directional, const Tensor& grad_theta, const Tensor& grad_images,
                     const OptionalTensor& grad_labels, const std::optional<VectorPart>& tape);
@@ -53,14 +48,16 @@ class LayerStudent {
                   const OptionalTensor& grad_labels);
   void write_directional(const StudentProblem& problem, const StudentTangents& tangents,
                          const Tensor& directional, const OptionalTensor& grad_labels);
+  void write_sums(const Tensor& logits, const Tensor& sums) const;
   void write_statistics(const Tensor& statistics) const;
   SoftCrossEntropyInputs<T> loss_inputs(const StudentProblem& problem) const;
   Tensor rows(const char* name) {
-    return call_.workspace.contiguous(name, 0, {call_.batch, network_.num_classes}, call_.like);
+    return call_.workspace.contiguous(name, 0, {call_.images(), network_.num_classes}, call_.like);
   }
 
   ClassifierShape classifier_shape() const {
-    return {call_.batch, network_.num_classes, network_.width, network_.feature_pixels};
+    return {call_.batch,        network_.num_classes,   network_.width, network_.feature_pixels,
+            call_.trajectories, network_.num_parameters};
   }
   const T* classifier_weight(const Tensor& theta) const {
     return read<T>(theta) + network_.classifier_weight.offset;

@@ -43,26 +43,24 @@ class Convolution : public Layer {
         out_(index + 1) {}
 
  protected:
-  Tensor weight_place(const Tensor& theta) const {
-    const Ints sizes{own_.channels, own_.in_channels, own_.kernel, own_.kernel};
-    return view(theta, own_.weight.offset, sizes, contiguous_strides(sizes));
-  }
   // Absent if there is no bias or the bias has no effect.
-  OptionalTensor bias_of(const Tensor& theta) const {
+  OptionalTensor bias_of(const Tensor& theta, int64_t trajectory) const {
     if (own_.bias_is_inert || own_.bias.size == 0) return std::nullopt;
-    return vector_view(theta, own_.bias.offset, own_.bias.size);
+    return vector_view(theta, trajectory * call_.network.num_parameters + own_.bias.offset,
+                       own_.bias.size);
   }
   // Uses the gradient in y or, in gradient_jvp, its tangent.
   void write_bias_gradient() const {
     if (own_.bias.size == 0) return;
     const Value& y = call_.values[out_];
     const Tensor& grad = call_.is_jvp ? y.grad_tangent : y.grad;
-    Tensor to = vector_view(call_.grad_theta, own_.bias.offset, own_.bias.size);
+    Tensor to = call_.slice_of(call_.grad_theta, own_.bias);
     if (own_.bias_is_inert) {
       torch::stable::zero_(to);
     } else {
-      const int64_t rows = grad.numel() / own_.channels;
-      copy(to, sum_over_rows(view(grad, 0, {rows, own_.channels}, {own_.channels, 1})));
+      const int64_t channels = own_.channels, size = grad.numel() / call_.trajectories;
+      copy(to, sum_over_rows(view(grad, 0, {size / channels, call_.trajectories, channels},
+                                  {channels, size, 1})));
     }
   }
 
@@ -75,48 +73,88 @@ class LibraryConvolution : public Convolution {
  public:
   using Convolution::Convolution;
 
-  void begin() override { weight_ = weight_of(call_.theta, "weight"); }
+  void begin() override { weight_ = weights_of(call_.theta, "weight"); }
 
   void forward() override {
-    call_.set_data(out_, product(call_.values[in_].data, weight_, bias_of(call_.theta)));
+    call_.set_data(out_, joined(out_, [&](int64_t k) {
+                     return product(of(call_.values[in_].data, k), weight_[k],
+                                    bias_of(call_.theta, k));
+                   }));
   }
 
   // y' = W x' + W' x + b'
   void tangent() override {
+    if (call_.theta_tangent) weight_tangent_ = weights_of(*call_.theta_tangent, "weight_tangent");
     const Value& x = call_.values[in_];
-    Tensor y;
-    if (call_.theta_tangent) {
-      weight_tangent_ = weight_of(*call_.theta_tangent, "weight_tangent");
-      y = product(x.data, weight_tangent_, bias_of(*call_.theta_tangent));
-      if (x.tangent) y = add(y, product(*x.tangent, weight_, std::nullopt));
-    } else {
-      y = product(*x.tangent, weight_, std::nullopt);
-    }
-    call_.values[out_].tangent = y;
+    call_.values[out_].tangent = joined(out_, [&](int64_t k) {
+      if (!call_.theta_tangent) return product(of(*x.tangent, k), weight_[k], std::nullopt);
+      const Tensor y = product(of(x.data, k), weight_tangent_[k], bias_of(*call_.theta_tangent, k));
+      return x.tangent ? add(y, product(of(*x.tangent, k), weight_[k], std::nullopt)) : y;
+    });
   }
 
   void backward() override {
     const Value &x = call_.values[in_], &y = call_.values[out_];
-    Tensor weight = weight_gradient(call_.is_jvp ? y.grad_tangent : y.grad, x.data);
-    if (call_.is_jvp && x.tangent) weight = add(weight, weight_gradient(y.grad, *x.tangent));
-    Tensor to = weight_place(call_.grad_theta);
-    copy(to, weight);
+    for (int64_t k = 0; k < call_.trajectories; ++k) {
+      Tensor weight = weight_gradient(of(call_.is_jvp ? y.grad_tangent : y.grad, k), of(x.data, k));
+      if (call_.is_jvp && x.tangent) {
+        weight = add(weight, weight_gradient(of(y.grad, k), of(*x.tangent, k)));
+      }
+      Tensor to = weight_place(call_.grad_theta, k);
+      copy(to, weight);
+    }
     write_bias_gradient();
-    if (call_.wants_grad(in_)) call_.add_grad(in_, input_gradient(y.grad, weight_));
+    if (call_.wants_grad(in_)) {
+      call_.add_grad(
+          in_, joined(in_, [&](int64_t k) { return input_gradient(of(y.grad, k), weight_[k]); }));
+    }
     if (!call_.is_jvp) return;
-    Tensor tangent = input_gradient(y.grad_tangent, weight_);
-    if (call_.theta_tangent) tangent = add(tangent, input_gradient(y.grad, weight_tangent_));
-    call_.add_grad_tangent(in_, tangent);
+    call_.add_grad_tangent(in_, joined(in_, [&](int64_t k) {
+                             const Tensor tangent =
+                                 input_gradient(of(y.grad_tangent, k), weight_[k]);
+                             if (!call_.theta_tangent) return tangent;
+                             return add(tangent, input_gradient(of(y.grad, k), weight_tangent_[k]));
+                           }));
   }
 
  private:
-  // Copies the weight to channels-last once; otherwise PyTorch would do so in each of its calls.
-  Tensor weight_of(const Tensor& theta, const char* name) {
-    const Tensor place = weight_place(theta);
-    if (own_.is_linear()) return place;
-    Tensor weight = call_.workspace.channels_last(name, out_, sizes_of(place), call_.like);
-    copy(weight, place);
-    return weight;
+  Tensor of(const Tensor& images, int64_t trajectory) const {
+    return call_.trajectories == 1 ? images : part_of(images, trajectory, call_.trajectories);
+  }
+  // The results of body(trajectory) one after the other, with the sizes of a value. PyTorch's
+  // convolutions have one weight for all images, so each trajectory has calls of its own.
+  template <class Body>
+  Tensor joined(size_t value, const Body& body) const {
+    if (call_.trajectories == 1) return body(0);
+    const Tensor result =
+        empty(call_.sizes_of_value(value), call_.like, std::nullopt, MemoryFormat::ChannelsLast);
+    for (int64_t k = 0; k < call_.trajectories; ++k) {
+      Tensor to = of(result, k);
+      copy(to, body(k));
+    }
+    return result;
+  }
+
+  Tensor weight_place(const Tensor& theta, int64_t trajectory) const {
+    const Ints sizes{own_.channels, own_.in_channels, own_.kernel, own_.kernel};
+    return view(theta, trajectory * call_.network.num_parameters + own_.weight.offset, sizes,
+                contiguous_strides(sizes));
+  }
+  // The weight of each trajectory, copied to channels-last once; otherwise PyTorch would do so in
+  // each of its calls.
+  std::vector<Tensor> weights_of(const Tensor& theta, const char* name) {
+    const int64_t trajectories = call_.trajectories, size = own_.weight.size;
+    std::vector<Tensor> result;
+    for (int64_t k = 0; k < trajectories; ++k) result.push_back(weight_place(theta, k));
+    if (own_.is_linear()) return result;
+    const Tensor copies = call_.workspace.contiguous(name, out_, {trajectories * size}, call_.like);
+    for (int64_t k = 0; k < trajectories; ++k) {
+      const Ints sizes = sizes_of(result[k]);
+      Tensor weight = view(copies, k * size, sizes, channels_last_strides(sizes));
+      copy(weight, result[k]);
+      result[k] = weight;
+    }
+    return result;
   }
 
   Tensor product(const Tensor& x, const Tensor& weight, const OptionalTensor& bias) const {
@@ -130,7 +168,7 @@ class LibraryConvolution : public Convolution {
       return as_images(mm(as_rows(grad), as_rows(weight)), own_.in_channels, own_.in_size);
     }
     // PyTorch only reads the sizes of this input.
-    return std::get<0>(convolution_backward(grad, call_.place("sizes_only", in_), weight,
+    return std::get<0>(convolution_backward(grad, of(call_.place("sizes_only", in_), 0), weight,
                                             own_.stride, own_.padding, {true, false, false}));
   }
   Tensor weight_gradient(const Tensor& grad, const Tensor& x) const {
@@ -141,11 +179,11 @@ class LibraryConvolution : public Convolution {
     // and four channels: subsample the input and use stride 1.
     const bool strided = own_.kernel == 1 && own_.padding == 0;
     return std::get<1>(convolution_backward(
-        grad, strided ? every_pixel(x, own_.stride) : x, weight_place(call_.grad_theta),
+        grad, strided ? every_pixel(x, own_.stride) : x, weight_place(call_.grad_theta, 0),
         strided ? 1 : own_.stride, own_.padding, {false, true, false}));
   }
 
-  Tensor weight_, weight_tangent_;
+  std::vector<Tensor> weight_, weight_tangent_;  // of each trajectory
 };
 
 // A convolution on the CPU by the student engine's Winograd kernels (core/convolution.h).
@@ -156,7 +194,7 @@ class OwnConvolution : public Convolution {
 
   void forward() override {
     WinogradConvolution<T> pass = primal();
-    const OptionalTensor bias = bias_of(call_.theta);
+    const OptionalTensor bias = bias_of(call_.theta, 0);
     call_.values[out_].data = call_.data_place(out_);
     pass.bias = read<T>(bias);
     pass.output = write<T>(call_.values[out_].data);
@@ -166,7 +204,7 @@ class OwnConvolution : public Convolution {
   void tangent() override {
     WinogradConvolution<T> pass = with_tangents();
     OptionalTensor bias;
-    if (call_.theta_tangent) bias = bias_of(*call_.theta_tangent);
+    if (call_.theta_tangent) bias = bias_of(*call_.theta_tangent, 0);
     const Tensor out = call_.place("tangent", out_);
     pass.bias = read<T>(bias);
     pass.output = write<T>(out);
@@ -228,7 +266,7 @@ class NormActPool : public Layer {
         out_(index + 1) {}
 
   void begin() override {
-    shape_ = own_.shape_of(call_.batch);
+    shape_ = call_.shape_of(own_);
     weight_ = parameters(call_.theta, own_.weight, "norm_weight");
     bias_ = parameters(call_.theta, own_.bias, "norm_bias");
     Value& to = call_.values[out_];
@@ -271,8 +309,8 @@ class NormActPool : public Layer {
     const OptionalTensor bias = gradient_place(own_.bias, "grad_norm_bias");
     OptionalTensor partial;
     if (weight) {
-      partial =
-          call_.workspace.contiguous("partial", 0, {shape_.batch, 2, own_.weight.size}, call_.like);
+      partial = call_.workspace.contiguous("partial", 0, {shape_.images(), 2, own_.weight.size},
+                                           call_.like);
     }
     if (call_.is_jvp) {
       const Tensor grad_tangent = call_.grad_tangent_place(in_);
@@ -312,32 +350,38 @@ class NormActPool : public Layer {
         write<T>(call_.workspace.contiguous("norm_sums", 0, {size * per_double}, call_.like)));
   }
 
-  // The weight or bias in the order that the kernels read, (pixels, C). Parameters are stored as
+  // The weights or biases in the order that the kernels read, (pixels, C). Parameters are stored as
   // (C, pixels); the two differ if there is one value per value of an image.
   OptionalTensor parameters(const Tensor& theta, const Slice& slice, const char* name) const {
     if (slice.size == 0) return std::nullopt;
-    const Tensor values = vector_view(theta, slice.offset, slice.size);
+    const Tensor values = call_.slice_of(theta, slice);
     if (!shape_.elementwise) return values;
-    Tensor turned = call_.workspace.contiguous(name, out_, {slice.size}, call_.like);
-    copy_turned(turned, values, shape_.channels, shape_.pixels());
+    const Tensor turned = reordered(name, out_, slice);
+    copy_turned(turned, slice.size, values, call_.network.num_parameters, shape_.channels,
+                shape_.pixels());
     return turned;
   }
   // Destination of a gradient: its place in grad_theta, or a buffer in kernel order that
   // finish_gradient transposes.
   OptionalTensor gradient_place(const Slice& slice, const char* name) const {
     if (slice.size == 0) return std::nullopt;
-    if (shape_.elementwise) return call_.workspace.contiguous(name, 0, {slice.size}, call_.like);
-    return vector_view(call_.grad_theta, slice.offset, slice.size);
+    if (shape_.elementwise) return reordered(name, 0, slice);
+    return call_.slice_of(call_.grad_theta, slice);
   }
   void finish_gradient(const Slice& slice, const OptionalTensor& gradient) const {
     if (!gradient || !shape_.elementwise) return;
-    copy_turned(vector_view(call_.grad_theta, slice.offset, slice.size), *gradient, shape_.pixels(),
-                shape_.channels);
+    copy_turned(call_.slice_of(call_.grad_theta, slice), call_.network.num_parameters, *gradient,
+                slice.size, shape_.pixels(), shape_.channels);
   }
-  // Transposes [rows, columns] to [columns, rows].
-  static void copy_turned(const Tensor& to, const Tensor& from, int64_t rows, int64_t columns) {
-    Tensor target = view(to, 0, {rows, columns}, {1, rows});
-    copy(target, view(from, 0, {rows, columns}, {columns, 1}));
+  Tensor reordered(const char* name, size_t index, const Slice& slice) const {
+    return call_.workspace.contiguous(name, index, {call_.trajectories, slice.size}, call_.like);
+  }
+  // Transposes the [rows, columns] of each trajectory to [columns, rows].
+  void copy_turned(const Tensor& to, int64_t to_stride, const Tensor& from, int64_t from_stride,
+                   int64_t rows, int64_t columns) const {
+    const Ints sizes{call_.trajectories, rows, columns};
+    Tensor target = view(to, 0, sizes, {to_stride, 1, rows});
+    copy(target, view(from, 0, sizes, {from_stride, columns, 1}));
   }
 
   LayerCall& call_;

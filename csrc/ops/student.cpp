@@ -43,6 +43,20 @@ TapePool& tape_pool() {
   return *pool;
 }
 
+// One trajectory's part of a tensor, or of a vector, that is given.
+OptionalTensor part_of(const OptionalTensor& all, int64_t trajectory, int64_t trajectories) {
+  if (!all) return std::nullopt;
+  return trajmatch::part_of(*all, trajectory, trajectories);
+}
+
+std::optional<VectorPart> part_of(std::optional<VectorPart> all, int64_t trajectory,
+                                  int64_t trajectories) {
+  if (!all) return std::nullopt;
+  all->size /= trajectories;
+  all->begin += trajectory * all->size;
+  return all;
+}
+
 // True if the network runs layer by layer: always on CUDA, on the CPU if it is not a chain.
 bool by_layers(const Network& network, bool cuda) { return cuda || network.blocks.empty(); }
 
@@ -76,20 +90,37 @@ Tensor empty_tape(int64_t elements, const Tensor& like) {
 }
 
 template <class T>
-Student<T>::Student(const Network& network, const Tensor& like) : network_(network) {
-  if (by_layers(network, on_cuda(like))) layers_.emplace(network, like);
+Student<T>::Student(const Network& network, const Tensor& like, int64_t trajectories)
+    : network_(network) {
+  const bool cuda = on_cuda(like);
+  if (by_layers(network, cuda)) layers_.emplace(network, like, cuda ? trajectories : 1);
 }
 
 template <class T>
-int64_t Student<T>::tape_size(int64_t batch) const {
-  return layers_ ? LayerStudent<T>::tape_size(network_, batch)
-                 : cpu::student_tape_size<T>(network_, batch);
+int64_t Student<T>::tape_size(const Network& network, int64_t batch, int64_t trajectories,
+                              bool cuda) {
+  if (cuda) return LayerStudent<T>::tape_size(network, batch, trajectories);
+  return trajectories * (by_layers(network, false) ? LayerStudent<T>::tape_size(network, batch, 1)
+                                                   : cpu::student_tape_size<T>(network, batch));
 }
 
 template <class T>
-int64_t Student<T>::tape_size(const Network& network, int64_t batch, bool cuda) {
-  return by_layers(network, cuda) ? LayerStudent<T>::tape_size(network, batch)
-                                  : cpu::student_tape_size<T>(network, batch);
+template <class Body>
+bool Student<T>::each_trajectory(const StudentProblem& problem, const Body& body) {
+  const int64_t trajectories = problem.trajectories;
+  if (trajectories == 1 || on_cuda(problem.images)) return false;
+  for (int64_t k = 0; k < trajectories; ++k) {
+    StudentProblem one = problem;
+    one.trajectories = 1;
+    one.theta.size /= trajectories;
+    one.theta.begin += k * one.theta.size;
+    one.images = part_of(problem.images, k, trajectories);
+    if (problem.loss != StudentLoss::kSumLogits) {
+      one.labels = part_of(problem.labels, k, trajectories);
+    }
+    body(k, one);
+  }
+  return true;
 }
 
 template <class T>
@@ -143,6 +174,14 @@ void Student<T>::gradient(const StudentProblem& problem, const Tensor& loss,
                           const Tensor& grad_theta, const OptionalTensor& grad_images,
                           const OptionalTensor& grad_labels, const std::optional<VectorPart>& tape,
                           const OptionalTensor& statistics) {
+  const int64_t count = problem.trajectories;
+  if (each_trajectory(problem, [&](int64_t k, const StudentProblem& one) {
+        gradient(one, part_of(loss, k, count), part_of(grad_theta, k, count),
+                 part_of(grad_images, k, count), part_of(grad_labels, k, count),
+                 part_of(tape, k, count), part_of(statistics, k, count));
+      })) {
+    return;
+  }
   if (layers_) {
     return layers_->gradient(problem, loss, grad_theta, grad_images, grad_labels, tape, statistics);
   }
@@ -158,6 +197,17 @@ void Student<T>::gradient_jvp(const StudentProblem& problem, const StudentTangen
                               const VectorPart& directional, const Tensor& grad_theta,
                               const Tensor& grad_images, const OptionalTensor& grad_labels,
                               const std::optional<VectorPart>& tape) {
+  const int64_t count = problem.trajectories;
+  if (each_trajectory(problem, [&](int64_t k, const StudentProblem& one) {
+        const StudentTangents along{part_of(tangents.theta, k, count),
+                                    part_of(tangents.images, k, count),
+                                    part_of(tangents.labels, k, count)};
+        gradient_jvp(one, along, *part_of(std::optional(directional), k, count),
+                     part_of(grad_theta, k, count), part_of(grad_images, k, count),
+                     part_of(grad_labels, k, count), part_of(tape, k, count));
+      })) {
+    return;
+  }
   if (layers_) {
     return layers_->gradient_jvp(problem, tangents, directional.tensor(), grad_theta, grad_images,
                                  grad_labels, tape);

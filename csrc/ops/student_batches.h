@@ -40,33 +40,38 @@ class StepRows {
 
 // The student batches of an unrolled loop: rows of the synthetic set, selected by index. If
 // `augmentation` is given, each image is augmented with its own row of it.
+//
+// Parameters [K, P] are those of K trajectories. Each then has a synthetic set of its own: images
+// and labels are [K, n, ..], and the indices of a step are [K, B]. `batch_sizes` has the B of each
+// step.
 class Batches {
  public:
   Batches(const Check& check, const Network& network, const Tensor& theta, const Tensor& images,
-          const Tensor& labels, int64_t loss, const Tensor& indices, const Ints& sizes,
+          const Tensor& labels, int64_t loss, const Tensor& indices, const Ints& batch_sizes,
           const OptionalTensor& augmentation)
-      : loss_(loss_kind(check, loss)),
-        images_(as_channels_last(images)),
-        labels_(as_contiguous(labels)),
-        sizes_(sizes) {
+      : loss_(loss_kind(check, loss)), trajectories_(trajectories_of(theta)) {
     check_images(check, images, theta, network);
     check.that(loss_ != StudentLoss::kSumLogits, "loss", "be one with labels", "a sum of logits");
-    check_labels_of(check, loss_, labels, theta, "theta", images.size(0), network);
+    rows_ = images.size(theta.dim() - 1);
+    check_labels_of(check, loss_, labels, theta, "theta", rows_, network);
+    images_ = as_channels_last(joined_trajectories(theta, images));
+    labels_ = joined_trajectories(theta, labels);
     check.device(indices, "batches", theta, "theta");
     check.dtype(indices, "batches", ScalarType::Long);
     check.dim(indices, "batches", 1);
     indices_ = as_contiguous(indices);
-    check.that(!sizes.empty(), "batches", "hold at least one step", "none");
+    check.that(!batch_sizes.empty(), "batches", "hold at least one step", "none");
     int64_t total = 0;
-    begins_.reserve(sizes.size());
-    for (int64_t size : sizes) {
+    begins_.reserve(batch_sizes.size());
+    for (int64_t size : batch_sizes) {
       if (size <= 0) {
         check.value_error("batches", "hold at least one image in every step",
-                          "sizes " + text(sizes));
+                          "sizes " + text(batch_sizes));
       }
       check_batch(check, network, size);
       begins_.push_back(total);
-      total += size;
+      sizes_.push_back(trajectories_ * size);
+      total += sizes_.back();
     }
     check.shape(indices, "batches", {total});
     if (!indices_.is_cuda()) check_range(check);
@@ -89,29 +94,35 @@ class Batches {
     const int64_t count = sizes_[step];
     const int64_t* index = read<int64_t>(indices_) + begins_[step];
     const Tensor &images = step_images_->of(count), &labels = step_labels_->of(count);
-    run(GatherRows<T>{count, images_.size(0), row_size(images_), read<T>(images_), index,
-                      write<T>(images)},
-        device);
+    gather_rows<T>(images_, index, images, device);
     if (labels.scalar_type() == ScalarType::Long) {
-      run(GatherRows<int64_t>{count, labels_.size(0), 1, read<int64_t>(labels_), index,
-                              write<int64_t>(labels)},
-          device);
+      gather_rows<int64_t>(labels_, index, labels, device);
     } else {
-      run(GatherRows<T>{count, labels_.size(0), row_size(labels_), read<T>(labels_), index,
-                        write<T>(labels)},
-          device);
+      gather_rows<T>(labels_, index, labels, device);
     }
     const Tensor& shown =
         augmentation_ ? augmented<T>(DsaPass::kForward, step, images, device) : images;
-    return {theta, shown, labels, loss_, scale};
+    return {theta, shown, labels, loss_, scale, trajectories_};
   }
 
-  // Memory for tensors shaped like the images or labels of a step.
+  int64_t trajectories() const { return trajectories_; }
+
+  // Memory for tensors shaped like the images or labels of a step, of all trajectories.
   StepRows image_rows() const { return {images_, sizes_, MemoryFormat::ChannelsLast}; }
   StepRows label_rows() const { return {labels_, sizes_}; }
 
+  // Zeros, shaped like the images of all trajectories, for scatter_images.
+  Tensor zero_images() const {
+    Tensor result = empty_channels_last(sizes_of(images_), images_);
+    torch::stable::zero_(result);
+    return result;
+  }
+
+  // The rows of a step in such memory.
+  const Tensor& of(const StepRows& rows, int64_t step) const { return rows.of(sizes_[step]); }
+
   // total[index[i]] += lr * grad[i] for the images of one step. `grad` is the gradient in the
-  // augmented images, [B, C, H, W].
+  // augmented images, [K B, C, H, W]; `lr` is [K].
   template <class T>
   void scatter_images(int64_t step, const Tensor& grad, const Tensor& lr, const Tensor& total,
                       const Device& device) const {
@@ -126,8 +137,9 @@ class Batches {
   template <class T>
   void scatter(int64_t step, const Tensor& grad, const Tensor& lr, const Tensor& total,
                const Device& device) const {
-    run(ScatterAddRows<T>{sizes_[step], total.size(0), row_size(total), read<T>(grad),
-                          read<int64_t>(indices_) + begins_[step], read<T>(lr), write<T>(total)},
+    run(ScatterAddRows<T>{sizes_[step] / trajectories_, rows_, row_size(grad), read<T>(grad),
+                          read<int64_t>(indices_) + begins_[step], read<T>(lr), write<T>(total),
+                          trajectories_},
         device);
   }
 
@@ -143,10 +155,18 @@ class Batches {
     return result;
   }
 
+  template <class T>
+  void gather_rows(const Tensor& from, const int64_t* index, const Tensor& to,
+                   const Device& device) const {
+    run(GatherRows<T>{to.size(0) / trajectories_, rows_, row_size(to), read<T>(from), index,
+                      write<T>(to), trajectories_},
+        device);
+  }
+
   static int64_t row_size(const Tensor& tensor) { return tensor.numel() / tensor.size(0); }
 
   void check_range(const Check& check) const {
-    const int64_t count = images_.size(0);
+    const int64_t count = rows_;
     const int64_t* index = read<int64_t>(indices_);
     for (int64_t i = 0; i < indices_.numel(); ++i) {
       if (index[i] >= 0 && index[i] < count) continue;
@@ -156,9 +176,10 @@ class Batches {
   }
 
   StudentLoss loss_;
+  int64_t trajectories_, rows_;  // K, n
   Tensor images_, labels_, indices_;
   OptionalTensor augmentation_;
-  Ints sizes_, begins_;
+  Ints sizes_, begins_;  // of each step's indices, K B
   std::optional<StepRows> step_images_, step_labels_, augmented_;
 };
 

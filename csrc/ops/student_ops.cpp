@@ -10,15 +10,22 @@ namespace trajmatch {
 
 namespace {
 
+// Images, or their tangents, of all trajectories in the layout of the engine.
+Tensor as_read(const Network& network, const Tensor& theta, const Tensor& images) {
+  const bool linear = network.nodes.front().convolution.is_linear();
+  if (!linear && theta.dim() == 1) return as_channels_last(images);
+  const Tensor joined = joined_trajectories(theta, images);
+  return linear ? joined : as_channels_last(joined);
+}
+
 // Checks the images of a batch and converts them to the layout of the engine. A linear first layer
 // reads each image as one row in the order (C, H, W), all others channels-last.
 Tensor checked_images(const Check& check, const Network& network, const Tensor& theta,
                       const Tensor& images) {
   check_theta(check, theta, "theta", network);
   check_images(check, images, theta, network);
-  check_batch(check, network, images.size(0));
-  const bool linear = network.nodes.front().convolution.is_linear();
-  return linear ? as_contiguous(images) : as_channels_last(images);
+  check_batch(check, network, images.size(theta.dim() - 1));
+  return as_read(network, theta, images);
 }
 
 // Does the same for all tensors of a batch.
@@ -27,8 +34,13 @@ StudentProblem student_problem(const Check& check, const Network& network, const
                                double scale) {
   const Tensor inputs = checked_images(check, network, theta, images);
   const StudentLoss kind = loss_kind(check, loss);
-  check_labels_of(check, kind, labels, theta, "theta", images.size(0), network);
-  return {VectorPart::whole(as_contiguous(theta)), inputs, as_contiguous(labels), kind, scale};
+  check_labels_of(check, kind, labels, theta, "theta", images.size(theta.dim() - 1), network);
+  return {VectorPart::whole(as_contiguous(theta)),
+          inputs,
+          kind == StudentLoss::kSumLogits ? labels : joined_trajectories(theta, labels),
+          kind,
+          scale,
+          trajectories_of(theta)};
 }
 
 // A tensor of these sizes, or an empty one that stands for "not wanted".
@@ -43,6 +55,7 @@ void release_workspace() { release_student_memory(); }
 Tensor student_logits(const Tensor& theta, const Tensor& images, const Ints& network_description) {
   const Check check("logits");
   const Network network = read_network(check, network_description);
+  check.dim(theta, "theta", 1);
   const Tensor inputs = checked_images(check, network, theta, images);
   const NoGrad no_grad;
   const Device device(theta);
@@ -61,18 +74,18 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> student_gradient(
   const NoGrad no_grad;
   const Device device(theta);
   const bool label_gradients = input_gradients && problem.soft_labels();
-  Tensor value = empty({}, theta), grad_theta = empty({network.num_parameters}, theta);
+  Tensor value = empty(sizes_like(theta, {}), theta), grad_theta = empty(sizes_of(theta), theta);
   Tensor grad_labels = empty_if(label_gradients, sizes_of(labels), theta);
-  const Tensor statistics = empty({3, network.batch_norm_channels}, theta);
+  const Tensor statistics = empty(sizes_like(theta, {3, network.batch_norm_channels}), theta);
   OptionalTensor grad_images;
-  if (input_gradients) grad_images = empty_channels_last(sizes_of(images), theta);
+  if (input_gradients) grad_images = empty_channels_last(sizes_of(problem.images), theta);
   with_dtype(theta, [&](auto type) {
-    Student<decltype(type)>(network, theta)
+    Student<decltype(type)>(network, theta, problem.trajectories)
         .gradient(problem, value, grad_theta, grad_images,
                   label_gradients ? OptionalTensor(grad_labels) : std::nullopt, std::nullopt,
                   statistics);
   });
-  return {value, grad_theta, grad_images ? as_contiguous(*grad_images) : empty({0}, theta),
+  return {value, grad_theta, grad_images ? images_like(images, *grad_images) : empty({0}, theta),
           grad_labels, statistics};
 }
 
@@ -91,7 +104,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> student_gradient_jvp(
   }
   if (image_tangent) {
     check.same(*image_tangent, "image_tangent", images, "images");
-    tangents.images = as_channels_last(*image_tangent);
+    tangents.images = as_channels_last(joined_trajectories(theta, *image_tangent));
   }
   if (label_tangent) {
     check.that(problem.soft_labels(), "label_tangent", "be absent for class indices", "a tensor");
@@ -103,20 +116,21 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> student_gradient_jvp(
   // The engine needs a tangent of theta or of the images. If neither is given, the tangent of the
   // images is zero.
   if (!tangent && !image_tangent) {
-    Tensor still = empty_channels_last(sizes_of(images), theta);
+    Tensor still = empty_channels_last(sizes_of(problem.images), theta);
     torch::stable::zero_(still);
     tangents.images = still;
   }
-  Tensor directional = empty({}, theta), grad_theta = empty({network.num_parameters}, theta);
-  Tensor grad_images = empty_channels_last(sizes_of(images), theta);
+  Tensor directional = empty(sizes_like(theta, {}), theta);
+  Tensor grad_theta = empty(sizes_of(theta), theta);
+  Tensor grad_images = empty_channels_last(sizes_of(problem.images), theta);
   Tensor grad_labels = empty_if(problem.soft_labels(), sizes_of(labels), theta);
   with_dtype(theta, [&](auto type) {
-    Student<decltype(type)>(network, theta)
+    Student<decltype(type)>(network, theta, problem.trajectories)
         .gradient_jvp(problem, tangents, VectorPart::whole(directional), grad_theta, grad_images,
                       problem.soft_labels() ? OptionalTensor(grad_labels) : std::nullopt,
                       std::nullopt);
   });
-  return {directional, grad_theta, as_contiguous(grad_images), grad_labels};
+  return {directional, grad_theta, images_like(images, grad_images), grad_labels};
 }
 
 }  // namespace trajmatch

@@ -8,16 +8,17 @@
 
 namespace trajmatch {
 
-// The parameters and one batch. Images are [B, C, H, W] in channels-last, or contiguous if the
-// operators for one batch run a network with a linear first layer. Labels are [B] or [B, K]; they
-// are ignored for kSumLogits.
+// The parameters and one batch of K trajectories: students that are differentiated side by side.
+// Images are [K B, C, H, W] in channels-last, or contiguous if the operators for one batch run a
+// network with a linear first layer. Labels are [K B] or [K B, classes]; they are ignored for
+// kSumLogits.
 struct StudentProblem {
-  VectorPart theta;  // P parameters
+  VectorPart theta;  // K P parameters
   Tensor images, labels;
   StudentLoss loss;
-  double scale;  // constant factor of the loss; not used by kSumLogits
+  double scale;              // constant factor of the loss; not used by kSumLogits
+  int64_t trajectories = 1;  // K
 
-  int64_t batch() const { return images.size(0); }
   bool soft_labels() const {
     return loss != StudentLoss::kSumLogits && labels.scalar_type() != ScalarType::Long;
   }
@@ -26,9 +27,9 @@ struct StudentProblem {
 // The tangents of a directional derivative. Absent ones are zero, but at least one of theta and
 // images must be present.
 struct StudentTangents {
-  OptionalTensor theta;   // [P], contiguous
-  OptionalTensor images;  // [B, C, H, W], channels-last
-  OptionalTensor labels;  // [B, K]
+  OptionalTensor theta;   // K P, contiguous
+  OptionalTensor images;  // [K B, C, H, W], channels-last
+  OptionalTensor labels;  // [K B, classes]
 };
 
 }  // namespace trajmatch

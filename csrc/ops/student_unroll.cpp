@@ -2,6 +2,9 @@
 // is the trajectory: one row of parameter vectors per step. Activations are kept for one step, plus
 // the tapes of the last steps within `tape_bytes`. The loops allocate their own buffers before the
 // first step.
+//
+// Parameters [K, P] are those of K trajectories: students that train side by side, each on a
+// synthetic set and with a step size of its own. Every vector below then has K P elements.
 
 #include "core/student_host.h"
 #include "ops/inner_optimiser.h"
@@ -25,13 +28,13 @@ void check_steps(const Check& check, const Ints& steps, int64_t count) {
 }  // namespace
 
 int64_t tape_elements(const Ints& network_description, const Ints& batch_sizes, int64_t tape_bytes,
-                      bool float64, bool cuda) {
+                      bool float64, bool cuda, int64_t trajectories) {
   const Network network = read_network(Check("unroll"), network_description);
   const int64_t size = float64 ? sizeof(double) : sizeof(float);
   return Tapes(batch_sizes, tape_bytes / size,
                [&](int64_t batch) {
-                 return float64 ? Student<double>::tape_size(network, batch, cuda)
-                                : Student<float>::tape_size(network, batch, cuda);
+                 return float64 ? Student<double>::tape_size(network, batch, trajectories, cuda)
+                                : Student<float>::tape_size(network, batch, trajectories, cuda);
                })
       .elements();
 }
@@ -51,13 +54,15 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> student_unroll(
   check_theta(check, theta0, "theta0", network);
   const Batches batches(check, network, theta0, images, labels, loss_kind, indices, batch_sizes,
                         augmentation);
-  const int64_t size = network.num_parameters, count = batches.steps();
+  const int64_t size = theta0.numel(), count = batches.steps();
   const InnerOptimiser optimiser(check, network, theta0, lr, state, numbers, steps_done, count);
   check_steps(check, steps, count);
   const NoGrad no_grad;
   const Device device(theta0);
   const int64_t asked = static_cast<int64_t>(steps.size());
-  Tensor thetas = empty({asked, size}, theta0);
+  Ints sizes = sizes_of(theta0);
+  sizes.insert(sizes.begin(), asked);
+  Tensor thetas = empty(sizes, theta0);
   // The trajectory has one row per step: theta_0 .. theta_{N-1} and the other vectors that the
   // optimiser keeps. If it is not kept, it is a single theta that every step overwrites.
   const int64_t row = optimiser.vectors() * size;
@@ -65,16 +70,19 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> student_unroll(
       keep_trajectory ? empty({count, row}, theta0) : empty({1, size}, theta0);
   VectorPart theta{trajectory, 0, size};
   Tensor first = theta.tensor();
-  copy(first, theta0);
+  copy(first, VectorPart::whole(as_contiguous(theta0)).tensor());
   const Tensor last = empty({size}, theta0), memory = optimiser.memory();
   Tensor tapes = empty({0}, theta0);
   with_dtype(theta0, [&](auto type) {
     using T = decltype(type);
-    Student<T> student(network, theta0);
+    const int64_t trajectories = batches.trajectories();
+    Student<T> student(network, theta0, trajectories);
     const Tapes tape(batch_sizes, keep_trajectory ? tape_bytes / int64_t{sizeof(T)} : 0,
-                     [&](int64_t batch) { return student.tape_size(batch); });
+                     [&](int64_t batch) {
+                       return Student<T>::tape_size(network, batch, trajectories, on_cuda(theta0));
+                     });
     tapes = empty_tape(tape.elements(), theta0);
-    const Tensor loss = empty({}, theta0), grad = empty({size}, theta0);
+    const Tensor loss = empty({trajectories}, theta0), grad = empty({size}, theta0);
     for (int64_t step = 0; step < count; ++step) {
       const StudentProblem problem = batches.gather<T>(step, theta, loss_scale, device);
       student.gradient(problem, loss, grad, std::nullopt, std::nullopt, tape.of(tapes, step));
@@ -93,7 +101,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> student_unroll(
       }
     }
   });
-  return {thetas, optimiser.vectors() == 1 ? empty({0, size}, theta0) : memory,
+  return {thetas, optimiser.vectors() == 1 ? empty({0, network.num_parameters}, theta0) : memory,
           keep_trajectory ? trajectory : empty({0, row}, theta0), tapes};
 }
 
@@ -105,33 +113,39 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> student_unroll_adjoint(
     double loss_scale, const OptionalTensor& augmentation, bool exact) {
   const Check check("unroll_adjoint");
   const Network network = read_network(check, network_description);
-  const int64_t size = network.num_parameters;
   const int64_t count = static_cast<int64_t>(batch_sizes.size());
   const int64_t asked = static_cast<int64_t>(steps.size());
   check.floating(trajectory, "trajectory");
-  const InnerOptimiser optimiser(check, network, trajectory, lr, state, numbers, steps_done, count);
-  const int64_t row = optimiser.vectors() * size;
-  check.shape(trajectory, "trajectory", {count, row});
-  check.same(grad_thetas, "grad_thetas", trajectory, "trajectory", {asked, size});
-  check.same(tapes, "tapes", trajectory, "trajectory", {tapes.numel()});
-  const Batches batches(check, network, trajectory, images, labels, loss_kind, indices, batch_sizes,
-                        augmentation);
   check_steps(check, steps, count);
+  Ints sizes = sizes_of(grad_thetas);
+  check.that(sizes.size() >= 2 && sizes[0] == asked, "grad_thetas",
+             "have a row for each of the steps", text(sizes));
   const NoGrad no_grad;
-  const Device device(trajectory);
   const Tensor above = as_contiguous(grad_thetas), kept_steps = as_contiguous(trajectory);
+  // A row has the shape of theta0.
+  sizes.erase(sizes.begin());
+  const Tensor first_row = view(above, 0, sizes, contiguous_strides(sizes));
+  check_theta(check, first_row, "grad_thetas", network);
+  const InnerOptimiser optimiser(check, network, first_row, lr, state, numbers, steps_done, count);
+  const int64_t size = first_row.numel(), row = optimiser.vectors() * size;
+  check.same(trajectory, "trajectory", grad_thetas, "grad_thetas", {count, row});
+  check.same(tapes, "tapes", trajectory, "trajectory", {tapes.numel()});
+  const Batches batches(check, network, first_row, images, labels, loss_kind, indices, batch_sizes,
+                        augmentation);
+  const Device device(trajectory);
   const Tensor kept = as_contiguous(tapes);
   const bool soft = labels.scalar_type() != ScalarType::Long;
-  Tensor grad_images = empty_channels_last(sizes_of(images), trajectory);
-  torch::stable::zero_(grad_images);
+  const Tensor grad_images = batches.zero_images();
   Tensor grad_labels = zeros(soft ? sizes_of(labels) : Ints{0}, trajectory);
   const InnerOptimiser::Adjoint adjoint = optimiser.adjoint(check, grad_state);
-  const Tensor directional = empty({count}, trajectory);
+  const int64_t trajectories = batches.trajectories();
+  const Tensor directional = empty({count, trajectories}, trajectory);
   with_dtype(trajectory, [&](auto type) {
     using T = decltype(type);
-    Student<T> student(network, trajectory);
-    const Tapes tape(batch_sizes, tapes.numel(),
-                     [&](int64_t batch) { return student.tape_size(batch); });
+    Student<T> student(network, trajectory, trajectories);
+    const Tapes tape(batch_sizes, tapes.numel(), [&](int64_t batch) {
+      return Student<T>::tape_size(network, batch, trajectories, on_cuda(trajectory));
+    });
     const Tensor hessian_r = empty({size}, trajectory);
     const StepRows image_shares = batches.image_rows(), label_shares = batches.label_rows();
     const StudentTangents along_r{adjoint.r, std::nullopt, std::nullopt};
@@ -145,7 +159,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> student_unroll_adjoint(
         // last are added to the adjoint here.
         if (inject != nullptr) {
           run(SgdSweep<T>{size, read<T>(adjoint.scale), 0, nullptr, inject, write<T>(adjoint.theta),
-                          nullptr},
+                          nullptr, trajectories},
               device);
         }
         inject = read<T>(above) + i * size;
@@ -156,19 +170,20 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> student_unroll_adjoint(
     for (int64_t step = count; step-- > 0;) {
       const VectorPart theta{kept_steps, step * row, size};
       const StudentProblem problem = batches.gather<T>(step, theta, loss_scale, device);
-      const Tensor& image_share = image_shares.of(batch_sizes[step]);
+      const Tensor& image_share = batches.of(image_shares, step);
       OptionalTensor label_share;
-      if (soft) label_share = label_shares.of(batch_sizes[step]);
+      if (soft) label_share = batches.of(label_shares, step);
       // Along r, written by the previous sweep, one directional derivative gives h and the shares
       // of this step in the gradients of images, labels and lr.
-      student.gradient_jvp(problem, along_r, VectorPart{directional, step, 1}, hessian_r,
+      student.gradient_jvp(problem, along_r,
+                           VectorPart{directional, step * trajectories, trajectories}, hessian_r,
                            image_share, label_share, tape.of(kept, step));
       batches.scatter_images<T>(step, image_share, adjoint.scale, grad_images, device);
       if (soft) batches.scatter<T>(step, *label_share, adjoint.scale, grad_labels, device);
       sweep(step, exact ? read<T>(hessian_r) : nullptr);
     }
   });
-  return {adjoint.theta, as_contiguous(grad_images), grad_labels,
+  return {adjoint.theta, images_like(images, grad_images), grad_labels,
           optimiser.grad_lr(adjoint, directional), adjoint.state};
 }
 

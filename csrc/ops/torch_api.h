@@ -110,6 +110,14 @@ inline Tensor vector_view(const Tensor& base, int64_t offset, int64_t size) {
   return view(base, offset, {size}, {1});
 }
 
+// One of `parts` equal parts of a tensor along its first dimension.
+inline Tensor part_of(const Tensor& all, int64_t part, int64_t parts) {
+  Ints sizes = sizes_of(all);
+  const IntHeaderOnlyArrayRef strides = all.strides();
+  sizes[0] /= parts;
+  return view(all, part * sizes[0] * strides[0], sizes, Ints(strides.begin(), strides.end()));
+}
+
 // A contiguous range of elements of a contiguous tensor. Unlike a view, it costs no allocation.
 // Loops use it for the vectors of a step, and make a tensor from it when they call a library.
 struct VectorPart {

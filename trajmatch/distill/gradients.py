@@ -1,7 +1,7 @@
 """Gradients of an outer iteration: task by task, or all tasks replayed as one CUDA graph.
 
 A small student's kernels take longer to launch than to run, and a graph launches them all at once.
-The tasks are parallel branches of the graph, because one small student does not fill the GPU.
+The tasks share these launches if they can, because one small student does not fill the GPU.
 """
 
 from __future__ import annotations
@@ -68,8 +68,7 @@ class Graph:
                 objective.with_inputs(kind, list(islice(rest, len(each))))
                 for kind, each in zip(kinds, inputs, strict=True)
             ]
-            functions = [partial(objective.differentiate, each, memory, plan) for each in own]
-            results = recording.side_by_side(functions, tensors[0].device)
+            results = objective.differentiate_together(own, memory, plan)
             return tuple(each for result in results for each in result)
 
         # Plan, kinds and `learned` are fixed in a recording: if one changes, record a new graph.

@@ -26,5 +26,6 @@ from trajmatch.ops.student import image_gradient as image_gradient
 from trajmatch.ops.student import release_workspace as release_workspace
 from trajmatch.ops.unroll import tape_bytes as tape_bytes
 from trajmatch.ops.unroll import unroll as unroll
+from trajmatch.ops.unroll import unroll_together as unroll_together
 from trajmatch.reference import GradientJvp as GradientJvp
 from trajmatch.reference import OptimiserState as OptimiserState

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -129,90 +130,222 @@ def unroll(
             differs from the forward pass by more than ``4 sqrt(eps)`` times its norm, where ``eps``
             is the machine epsilon of the dtype.
     """
-    expect = Expect("unroll")
-    expect.that(tape_bytes >= 0, "tape_bytes", "be at least 0", tape_bytes)
-    fits = micro_batch is None or micro_batch >= 1
-    expect.that(fits, "micro_batch", "be at least 1", micro_batch)
-    model = expect.model(model)
-    expect.theta("theta0", theta0, model)
-    network = engine_description(model, precise)
-    expect.images(images, theta0, "theta0", network is not None)
-    expect.loss(loss, ("cross_entropy", "mse"), soft_labels)
-    labels = expect.labels(labels, images, theta0, loss, soft_labels)
-    number = engine_loss(loss, soft_labels, labels)
-    optimiser = check_optimiser(expect, optimiser, momentum)
-    check_state(expect, state, optimiser, theta0)
-    flat, sizes = expect.batches(batches, theta0)
-    lr = check_lr(expect, lr, theta0, len(sizes), sum(1 for _ in model.parameters()))
-    counts = [len(sizes)] if steps is None else expect.counts("steps", steps)
-    expect.augment(augment)
-    expect.that(len(counts) > 0, "steps", "have at least one entry", "none")
-    for count in counts:
-        expect.that(1 <= count <= len(sizes), "steps", f"lie in 1..{len(sizes)}", count)
-    # Both are None if batches stay whole.
-    most = micro_batch if micro_batch is not None and max(sizes) > micro_batch else None
-    sharing = shards if shards is not None and shards.size > 1 else None
-    whole = most is None and sharing is None
-    # Plain steps need no state in the adjoint, which halves the memory of the trajectory.
-    plain = optimiser.plain and lr.dim() == 0 and state is None and not return_state
-    given = (theta0, images, labels, lr)
-    differentiable = given if state is None else (*given, state.tensors)
-    keep = torch.is_grad_enabled() and any(each.requires_grad for each in differentiable)
-    done = 0 if state is None else state.steps
-    replayed = augment is None or isinstance(augment, DsaReplay)
-    if state is not None and optimiser.state_rows > 0:
-        memory = state.tensors
-    else:
-        # A new state, all zeros. SGD without momentum has no state vector, but its general step
-        # always takes a buffer.
-        memory = theta0.new_zeros(0 if plain else max(optimiser.state_rows, 1), len(theta0))
-    # The engine runs the whole loop as one operator; otherwise the loop below is Python.
-    if whole and network is not None and number is not None and replayed:
-        rows = None
-        if augment is not None:
-            # DSA parameters [images in all batches, 5], in the order of the batches.
-            assert isinstance(augment, DsaReplay)
-            drawn = [augment.dsa_parameters(i, n, *images.shape[2:]) for i, n in enumerate(sizes)]
-            rows = torch.cat(drawn).to(images.device)
-        # The operator takes step sizes [], [N, 1] or [N, T].
-        rates = lr if lr.dim() == 0 else lr.reshape(len(lr), -1).expand(len(sizes), -1)
-        problem = (theta0, images, labels, rates, memory, flat, sizes, counts)
-        kept = (keep, tape_bytes, rows, exact)
-        choices = (network, optimiser.numbers(), done, number, loss_scale, *kept)
-        thetas, memory, *_ = operators.student_unroll(*problem, *choices)
-    else:
-        expect.indices(flat, len(images))
-        student: Student
-        if network is not None and number is not None:
-            student, called = EngineStudent(network, loss_scale, number), None
+    given = (theta0, images, labels, lr, batches, loss, soft_labels, momentum, optimiser, state)
+    settings = (return_state, loss_scale, steps, augment, tape_bytes, precise, exact)
+    return _Call(model, *given, *settings, micro_batch, shards).result()
+
+
+@public_operator
+def unroll_together(model: nn.Module, calls: Sequence[Mapping[str, Any]]) -> list[Any]:
+    """Return ``[unroll(model, **call) for call in calls]``, computed side by side.
+
+    On the engine, students with equal shapes and settings share every launch of a CUDA kernel.
+    Small students, which do not fill a GPU one by one, then take much less time. The students may
+    differ in ``theta0``, ``images``, ``labels``, ``lr``, ``batches`` and the draws of a
+    :class:`DsaReplay`. Results and gradients are those of :func:`unroll`, up to rounding;
+    ``tape_bytes`` is the memory of each student.
+
+    Calls that cannot share launches run one after another. These are calls on autograd, with
+    ``micro_batch`` or ``shards``, with batches of different sizes, and with more than SGD with
+    momentum and one step size: Adam, Nesterov momentum, weight decay or a state.
+
+    Args:
+        model: As for :func:`unroll`.
+        calls: The other arguments of each call of :func:`unroll`, by name.
+
+    Returns:
+        The results of the calls, in their order. Errors are those of :func:`unroll`.
+    """
+    given = [_Call(model, **call) for call in calls]
+    kinds = [each.kind for each in given]
+    if len(given) < 2 or None in kinds or kinds.count(kinds[0]) < len(kinds):
+        return [each.result() for each in given]
+    first, *_ = given
+    theta0, images, labels, lr = (
+        torch.stack([getattr(each, name) for each in given])
+        for name in ("theta0", "images", "labels", "lr")
+    )
+    # In a step of all students, the images of each student are neighbours.
+    indices = _by_step(each.flat.split(each.sizes) for each in given)
+    rows = None if first.augment is None else _by_step(each.dsa_rows() for each in given)
+    tape, keep = sum(each.tape_bytes for each in given), any(each.keep for each in given)
+    thetas, _ = first.on_engine(theta0, images, labels, lr, indices, rows, tape, keep)
+    return [each.chosen(own) for each, own in zip(given, thetas.unbind(1), strict=True)]
+
+
+def _by_step(students: Iterable[Sequence[Tensor]]) -> Tensor:
+    """Concatenate the tensors of all students, step by step."""
+    return torch.cat([each for step in zip(*students, strict=True) for each in step])
+
+
+@dataclass
+class _Call:
+    """One call of :func:`unroll`; its arguments, checked and converted."""
+
+    model: nn.Module
+    theta0: Tensor
+    images: Tensor
+    labels: Any
+    lr: Any
+    batches: ArrayLike | Sequence[ArrayLike]
+    loss: Loss = "cross_entropy"
+    soft_labels: str = "logits"
+    momentum: float = 0.0
+    optimiser: Any = None
+    state: OptimiserState | None = None
+    return_state: bool = False
+    loss_scale: float = 1.0
+    steps: Sequence[int] | None = None
+    augment: Augment | None = None
+    tape_bytes: int = 0
+    precise: bool = False
+    exact: bool = True
+    micro_batch: int | None = None
+    shards: Shards | None = None
+
+    def __post_init__(self) -> None:
+        expect, theta0, images = Expect("unroll"), self.theta0, self.images
+        expect.that(self.tape_bytes >= 0, "tape_bytes", "be at least 0", self.tape_bytes)
+        most = self.micro_batch
+        expect.that(most is None or most >= 1, "micro_batch", "be at least 1", most)
+        self.model = model = expect.model(self.model)
+        expect.theta("theta0", theta0, model)
+        self.network = engine_description(model, self.precise)
+        expect.images(images, theta0, "theta0", self.network is not None)
+        expect.loss(self.loss, ("cross_entropy", "mse"), self.soft_labels)
+        self.labels = expect.labels(self.labels, images, theta0, self.loss, self.soft_labels)
+        self.number = engine_loss(self.loss, self.soft_labels, self.labels)
+        self.optimiser = optimiser = check_optimiser(expect, self.optimiser, self.momentum)
+        check_state(expect, self.state, optimiser, theta0)
+        self.flat, self.sizes = expect.batches(self.batches, theta0)
+        steps, tensors = len(self.sizes), sum(1 for _ in model.parameters())
+        self.lr = check_lr(expect, self.lr, theta0, steps, tensors)
+        self.counts = [steps] if self.steps is None else expect.counts("steps", self.steps)
+        expect.augment(self.augment)
+        expect.that(len(self.counts) > 0, "steps", "have at least one entry", "none")
+        for count in self.counts:
+            expect.that(1 <= count <= steps, "steps", f"lie in 1..{steps}", count)
+        # Both are None if batches stay whole.
+        self.micro_batch = most if most is not None and max(self.sizes) > most else None
+        self.shards = self.shards if self.shards is not None and self.shards.size > 1 else None
+        # Plain steps need no state in the adjoint, which halves the memory of the trajectory.
+        self.plain = optimiser.plain and self.lr.dim() == 0 and self.state is None
+        self.plain = self.plain and not self.return_state
+        if self.state is not None and optimiser.state_rows > 0:
+            self.memory = self.state.tensors
         else:
-            student = AutogradStudent(model, loss_scale, loss, soft_labels=soft_labels)
+            # A new state, all zeros. SGD without momentum has no state vector, but its general step
+            # always takes a buffer.
+            rows = 0 if self.plain else max(optimiser.state_rows, 1)
+            self.memory = theta0.new_zeros(rows, len(theta0))
+        differentiable = (theta0, images, self.labels, self.lr, self.memory)
+        self.keep = torch.is_grad_enabled() and any(each.requires_grad for each in differentiable)
+        self.steps_done = 0 if self.state is None else self.state.steps
+
+    @property
+    def whole(self) -> bool:
+        """True if batches stay whole."""
+        return self.micro_batch is None and self.shards is None
+
+    @property
+    def one_operator(self) -> bool:
+        """True if the engine runs the whole loop as one operator."""
+        replayed = self.augment is None or isinstance(self.augment, DsaReplay)
+        return self.whole and self.network is not None and self.number is not None and replayed
+
+    @property
+    def kind(self) -> Any:
+        """What students that share launches have in common; None for those that cannot."""
+        if not (self.one_operator and self.plain):
+            return None
+        tensors = (self.theta0, self.images, self.labels)
+        shapes = [(each.shape, each.dtype, each.device) for each in tensors]
+        settings = (self.network, self.number, self.optimiser, self.loss_scale, self.exact)
+        return shapes, settings, self.sizes, self.counts, self.augment is None
+
+    def dsa_rows(self) -> list[Tensor]:
+        """Return the DSA parameters ``[B, 5]`` of each step, on the device of the images."""
+        assert isinstance(self.augment, DsaReplay)
+        size, device = self.images.shape[2:], self.images.device
+        drawn = [self.augment.dsa_parameters(i, n, *size) for i, n in enumerate(self.sizes)]
+        return [*torch.cat(drawn).to(device).split(self.sizes)]
+
+    def on_engine(
+        self,
+        theta0: Tensor,
+        images: Tensor,
+        labels: Tensor,
+        lr: Tensor,
+        indices: Tensor,
+        dsa_rows: Tensor | None,
+        tape_bytes: int,
+        keep: bool,
+    ) -> tuple[Tensor, Tensor]:
+        """Return the parameters ``[len(steps), P]`` and the state of this call, or of several."""
+        problem = (theta0, images, labels, lr, self.memory, indices, self.sizes, self.counts)
+        settings = (self.network, self.optimiser.numbers(), self.steps_done, self.number)
+        kept = (keep, tape_bytes, dsa_rows, self.exact)
+        thetas, memory, *_ = operators.student_unroll(*problem, *settings, self.loss_scale, *kept)
+        return thetas, memory
+
+    def result(self) -> Any:
+        """Run the call alone and return its result."""
+        if self.one_operator:
+            rows, lr = None if self.augment is None else torch.cat(self.dsa_rows()), self.lr
+            # The operator takes step sizes [], [N, 1] or [N, T].
+            if lr.dim() > 0:
+                lr = lr.reshape(len(lr), -1).expand(len(self.sizes), -1)
+            given = (self.theta0, self.images, self.labels, lr, self.flat)
+            thetas, memory = self.on_engine(*given, rows, self.tape_bytes, self.keep)
+        else:
+            thetas, memory = self.in_python()
+        result = self.chosen(thetas)
+        # Leave out the buffer of an SGD without momentum.
+        if self.return_state:
+            state = memory[: self.optimiser.state_rows]
+            return result, OptimiserState(state, self.steps_done + len(self.sizes))
+        return result
+
+    def chosen(self, thetas: Tensor) -> Tensor:
+        """Return all rows, or the only one if the call names no steps."""
+        return thetas[0] if self.steps is None else thetas
+
+    def in_python(self) -> tuple[Tensor, Tensor]:
+        """Return parameters and state after a loop in Python."""
+        expect, model, network = Expect("unroll"), self.model, self.network
+        expect.indices(self.flat, len(self.images))
+        student: Student
+        if network is not None and self.number is not None:
+            student, called = EngineStudent(network, self.loss_scale, self.number), None
+        else:
+            settings = (self.loss_scale, self.loss)
+            student = AutogradStudent(model, *settings, soft_labels=self.soft_labels)
             called = model
         # Parts of a batch add up to the whole only if no layer mixes images. The engine's networks
         # mix images only by batch norm; other modules are tested on the images.
-        argument = "shards" if most is None else "micro_batch"
+        argument = "shards" if self.micro_batch is None else "micro_batch"
         wanted = "be None for a network that mixes the images of a batch, as batch norm does"
-        alone = whole or (
+        alone = self.whole or (
             batch_norm_channels(network) == 0
             if network is not None
-            else treats_images_alone(model, theta0.detach(), images.detach())
+            else treats_images_alone(model, self.theta0.detach(), self.images.detach())
         )
         expect.that(alone, argument, wanted, f"the network {type(model).__name__}")
-        if most is not None:
-            student = MicroBatches(student, most)
-        updates = None if plain else Updates(optimiser, model, done, theta0)
-        settings = Steps(flat.split(sizes), counts, optimiser, augment, exact, updates, keep)
-        if sharing is None:
-            loop = Loop(student, settings, called)
+        if self.micro_batch is not None:
+            student = MicroBatches(student, self.micro_batch)
+        updates = None
+        if not self.plain:
+            updates = Updates(self.optimiser, model, self.steps_done, self.theta0)
+        how = (self.counts, self.optimiser, self.augment, self.exact, updates, self.keep)
+        steps = Steps(self.flat.split(self.sizes), *how)
+        if self.shards is None:
+            loop = Loop(student, steps, called)
         else:
-            loop = ShardedLoop(sharing, student, settings, called)
+            loop = ShardedLoop(self.shards, student, steps, called)
         # The outputs after these two are for the adjoint.
-        thetas, memory, *_ = Unroll.apply(loop, *given, memory)
-    result = thetas[0] if steps is None else thetas
-    # Leave out the buffer of an SGD without momentum.
-    if return_state:
-        return result, OptimiserState(memory[: optimiser.state_rows], done + len(sizes))
-    return result
+        tensors = (self.theta0, self.images, self.labels, self.lr, self.memory)
+        thetas, memory, *_ = Unroll.apply(loop, *tensors)
+        return thetas, memory
 
 
 def tape_bytes(
@@ -241,20 +374,22 @@ def tape_bytes(
 
 def _fake(given: Any) -> tuple[Tensor, ...]:
     # The trajectory has one row per step, which holds theta and the vectors of the optimiser.
-    theta, (moments, size) = given.theta0, given.state.shape
+    theta, state = given.theta0, given.state
     rows, kept = 0, 0
     if given.keep_trajectory:
-        rows = len(given.batch_sizes)
+        rows, students = len(given.batch_sizes), len(theta) if theta.dim() == 2 else 1
         double, cuda = theta.dtype == torch.float64, theta.device.type == "cuda"
-        kept = _C.tape_elements(given.network, given.batch_sizes, given.tape_bytes, double, cuda)
-    shapes = ((len(given.steps), size), (moments, size), (rows, (1 + moments) * size), (kept,))
+        tapes = (given.network, given.batch_sizes, given.tape_bytes, double, cuda, students)
+        kept = _C.tape_elements(*tapes)
+    row = theta.numel() + state.numel()
+    shapes = ((len(given.steps), *theta.shape), state.shape, (rows, row), (kept,))
     return tuple(map(theta.new_empty, shapes))
 
 
 def _fake_adjoint(given: Any) -> tuple[Tensor, ...]:
     labels = given.labels.shape if given.labels.is_floating_point() else (0,)
-    states = given.state.shape
-    shapes = (states[1:], given.images.shape, labels, given.lr.shape, states)
+    thetas = given.grad_thetas.shape
+    shapes = (thetas[1:], given.images.shape, labels, given.lr.shape, given.state.shape)
     return tuple(map(given.trajectory.new_empty, shapes))
 
 

@@ -110,6 +110,12 @@ class Objective(ABC):
             :meth:`memory`, in this order.
         """
 
+    def differentiate_together(
+        self, tasks: Sequence[Any], parameters: Tensors, plan: Plan
+    ) -> list[tuple[Tensor, ...]]:
+        """Return :meth:`differentiate` of several tasks; they may share launches on a GPU."""
+        return [self.differentiate(task, parameters, plan) for task in tasks]
+
     def memory(self) -> dict[str, Tensor]:
         """Return initial values of the tensors ``memory.*``, kept from iteration to iteration.
 

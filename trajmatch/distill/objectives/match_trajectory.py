@@ -147,23 +147,51 @@ class MatchTrajectory(OfStudents):
 
     def differentiate(self, task: Match, parameters: Tensors, plan: Plan) -> tuple[Tensor, ...]:
         """Train a student and differentiate its matching loss."""
-        task, leaves = self._on_device(task), fresh_leaves(parameters)
-        trained = self.training(leaves, plan)
-        images = trained.keywords["images"]
+        (results,) = self.differentiate_together([task], parameters, plan)
+        return results
+
+    def differentiate_together(
+        self, tasks: Sequence[Match], parameters: Tensors, plan: Plan
+    ) -> list[tuple[Tensor, ...]]:
+        """Train the students of several matches side by side, and differentiate their losses."""
+        tasks = [self._on_device(task) for task in tasks]
+        # Every match has leaves of its own, and so gradients of its own.
+        leaves = [fresh_leaves(parameters) for _ in tasks]
+        calls = [self._call(*each, plan) for each in zip(tasks, leaves, strict=True)]
+        trained = ops.unroll_together(self.setup.model, calls)
+        courses = [self._course(*each) for each in zip(tasks, leaves, trained, strict=True)]
+        values = [self.loss(course) for course in courses]
+        learned = [leaf for own in leaves for leaf in own.values() if leaf.requires_grad]
+        gradients = torch.autograd.grad(values, learned)
+        count, results = len(learned) // len(tasks), []
+        for number, (task, course) in enumerate(zip(tasks, courses, strict=True)):
+            # The loss of a memory trial lacks the run's terms, so their memory stays as it is.
+            following = {**course.memory, **self.loss.remember(course)}
+            memory = [following[name].clone() for name in course.memory]
+            # If the expert did not move, the loss is a division by 0 and meaningless.
+            moves = (task.start != task.expert[self.loss.epochs]).any()
+            own = gradients[number * count : (number + 1) * count]
+            results.append((values[number].detach(), moves, *own, *memory))
+        return results
+
+    def _call(self, task: Match, leaves: Tensors, plan: Plan) -> dict[str, Any]:
+        """Return the arguments of :func:`trajmatch.ops.unroll` for the student of a match."""
+        settings = self.training(leaves, plan).keywords
         # The mask scales the gradient of the rendered images, not of their parameters.
-        if MASK in leaves and images.requires_grad:
-            images.register_hook(leaves[MASK].mul)
-        steps = len(task.sizes)
-        counts = self.loss.student_steps(steps)
+        if MASK in leaves and settings["images"].requires_grad:
+            settings["images"].register_hook(leaves[MASK].mul)
         # In SGD, scaling the loss of every step is the same as scaling the step size.
-        lr = trained.keywords["lr"] * task.loss_scale
-        # Student parameters [len(counts), P] at the waypoints.
-        thetas = trained(
-            task.start, lr=lr, batches=task.batches, steps=counts, augment=task.augment
-        )
-        course = Course(
+        lr = settings["lr"] * task.loss_scale
+        steps = self.loss.student_steps(len(task.sizes))
+        own = {"theta0": task.start, "batches": task.batches, "augment": task.augment}
+        return {**settings, **own, "lr": lr, "steps": steps}
+
+    def _course(self, task: Match, leaves: Tensors, thetas: Tensor) -> Course:
+        """Return what the loss compares; ``thetas [W, P]`` is the student at the waypoints."""
+        steps = len(task.sizes)
+        return Course(
             start=task.start,
-            student=dict(zip(counts, thetas.unbind(), strict=True)),
+            student=dict(zip(self.loss.student_steps(steps), thetas.unbind(), strict=True)),
             expert=task.expert,
             steps=steps,
             epochs=self.loss.epochs,
@@ -171,14 +199,6 @@ class MatchTrajectory(OfStudents):
             iteration=task.iteration,
             memory={name: leaves[name] for name in of_memory(leaves)},
         )
-        value = self.loss(course)
-        # The loss of a memory trial lacks the run's terms, so their memory stays as it is.
-        following = {**course.memory, **self.loss.remember(course)}
-        memory = [following[name].clone() for name in course.memory]
-        # If the expert did not move, the loss is a division by 0 and meaningless.
-        moves = (task.start != task.expert[self.loss.epochs]).any()
-        learned = [leaf for leaf in leaves.values() if leaf.requires_grad]
-        return value.detach(), moves, *torch.autograd.grad(value, learned), *memory
 
     def renewed(self, iteration: int, parameters: Tensors) -> dict[str, Tensor]:
         """Return a new gradient mask every ``mask_every`` iterations, and nothing in between."""
