@@ -153,3 +153,11 @@ def test_graphs_on_two_devices_give_their_own_results() -> None:
         given.fill_(21.0)
         replay()
         assert doubled.eq(42.0).all()
+
+
+@pytest.mark.cuda
+def test_a_recording_that_fails_leaves_the_current_stream() -> None:
+    before = torch.cuda.current_stream()
+    with pytest.raises(RuntimeError):
+        cuda_graph(lambda: (torch.zeros(1, device="cuda").nonzero(),))
+    assert torch.cuda.current_stream() == before

@@ -36,7 +36,7 @@ POOLINGS = ("none", "average", "max")
 
 #: Names for the blocks that run as fused CUDA kernels and for their precision. The order is that of
 #: ``FusedKernels`` (``csrc/core/network.h``), where ``library`` is ``kNone``.
-CudaBlocks = Literal["library", "first", "tf32", "fp16"]
+CudaBlocks = Literal["library", "first", "tf32", "fp16", "auto"]
 
 #: Added to the variance, PyTorch's default for every norm used here.
 NORM_EPS = 1e-5

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Hashable, Sequence
-from functools import cache
 
 import torch
 from torch import Tensor
@@ -187,39 +186,3 @@ def cuda_graph(
         with torch.cuda.graph(graph, stream=side):
             results = function()
     return results, graph.replay
-
-
-def side_by_side(functions: Sequence[Callable[[], Outputs]], device: torch.device) -> list[Outputs]:
-    """Call functions so that their kernels may overlap on a CUDA device; return their results.
-
-    No function may write memory that another one reads or writes. On other devices, the functions
-    run one after another.
-    """
-    if device.type != "cuda" or len(functions) == 1:
-        return [function() for function in functions]
-    # Each function has its own stream, which waits for the work queued on the current stream. In a
-    # CUDA graph the streams become branches, and the memory of a branch is reused only there.
-    current = torch.cuda.current_stream(device)
-    streams = _streams(current.device, len(functions))  # current.device has an index
-    results = []
-    for stream in streams:
-        stream.wait_stream(current)
-    try:
-        for function, stream in zip(functions, streams, strict=True):
-            with torch.cuda.stream(stream):
-                results.append(function())
-    finally:  # a CUDA graph cannot end, nor raise its error, before its branches are joined
-        for stream in streams:
-            current.wait_stream(stream)
-    for result in results:
-        for tensor in result:
-            # Keep the allocator from reusing the memory on the branch's stream while the current
-            # stream reads it.
-            tensor.record_stream(current)
-    return results
-
-
-@cache
-def _streams(device: torch.device, count: int) -> tuple[torch.cuda.Stream, ...]:
-    """Return cached streams, because libraries keep a workspace for each stream ever used."""
-    return tuple(torch.cuda.Stream(device) for _ in range(count))

@@ -19,9 +19,10 @@ class RunOptions(Settings):
     """Seed of all random numbers."""
     device: str = "auto"
     """Device: cpu, cuda, cuda:N, or auto: a GPU if one can be used, otherwise the CPU."""
-    cuda_blocks: CudaBlocks = "first"
+    cuda_blocks: CudaBlocks = "auto"
     """Blocks of a ConvNet that run as one CUDA kernel each. library: none; first: the first block;
-    tf32 or fp16: also deeper blocks of suitable size, with operands rounded to that precision."""
+    tf32 or fp16: also deeper blocks of suitable size, with operands rounded to that precision;
+    auto: tf32 where that is faster and PyTorch allows TF32, otherwise first."""
     resume: bool = False
     """Continue an interrupted run."""
     max_time: str | None = None

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import torch
@@ -18,7 +19,7 @@ from gpu_stages.replays import record_for, replayed
 from gpu_stages.settings import Record, Settings
 from trajmatch import networks, random
 from trajmatch.data import ChannelNormalisation
-from trajmatch.experts.step import Batch, ExpertState, ExpertStep, called, steps_for
+from trajmatch.experts.step import Batch, ExpertState, ExpertStep, steps_for
 
 COUNTS = (1, 4)
 #: Outer iterations, from one that leaves most of an H200 idle to one that fills it.
@@ -85,14 +86,9 @@ def experts(size: Size, count: int, settings: Settings, replay: bool) -> Callabl
         torch.full((count,), 0.01, device=device),
         torch.ones(count, device=device),
     )
-    steps, where = [step] * count, torch.device(device)
+    take = partial(step, states)
     if replay:
-        take = steps_for(steps, states, where, record_for(settings))
-    else:
-        call = called(steps, states, where)
-
-        def take(batch: Batch) -> Tensor:
-            return call(batch)[0]
+        take = steps_for(step, states, torch.device(device), record_for(settings))
 
     def loop() -> list[Tensor]:
         with torch.no_grad():

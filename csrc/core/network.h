@@ -64,6 +64,7 @@ enum class FusedKernels : int {
   kFirst = 1,  // the first block
   kTf32 = 2,   // all blocks
   kFp16 = 3,   // all blocks, with scaled operands
+  kAuto = 4,   // kTf32 for the blocks that gain by it, otherwise kFirst
 };
 
 // A convolution and the norm, activation and pooling after it.

@@ -23,13 +23,20 @@ const float* in_kind(ProductKind kind, const Tensor& values, const OptionalTenso
 
 auto DeepBlock::kinds_of(const Network& network) -> Kinds {
   const ProductKind kind =
-      network.fused == FusedKernels::kTf32 ? ProductKind::kTf32 : ProductKind::kFp16;
+      network.fused == FusedKernels::kFp16 ? ProductKind::kFp16 : ProductKind::kTf32;
   return {network.precise ? ProductKind::kTf32x3 : kind, kind};
 }
 
-bool DeepBlock::takes(const Network& network, size_t index) {
+bool DeepBlock::takes(const Network& network, size_t index, int64_t trajectories) {
   if (network.fused == FusedKernels::kNone || network.fused == FusedKernels::kFirst) return false;
   const Block& block = network.blocks[index];
+  // An H200 runs an outer iteration faster with these blocks at width 32 (benchmarks/results). The
+  // library is faster at width 128, but takes one trajectory at a time.
+  constexpr int64_t kMostChannels = 64;
+  if (network.fused == FusedKernels::kAuto && trajectories == 1 &&
+      block.convolution.channels > kMostChannels) {
+    return false;
+  }
   const Kinds kinds = kinds_of(network);
   const FusedConvolutionShape shape = shape_of(block, 0, 1);
   return is_usual(block) && block.convolution.padding == 1 &&

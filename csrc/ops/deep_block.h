@@ -19,7 +19,7 @@ class DeepBlock : public FusedBlock {
 
   // For a float32 network: true if the network asks for these kernels, the kernels support the
   // block, and the current device has enough shared memory.
-  static bool takes(const Network& network, size_t index);
+  static bool takes(const Network& network, size_t index, int64_t trajectories);
 
   void begin() override;
   void forward() override;

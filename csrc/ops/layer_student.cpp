@@ -22,7 +22,7 @@ LayerStudent<T>::LayerStudent(const Network& network, const Tensor& like, int64_
     if (i == 0 && FirstBlock::takes(network_)) {
       fused_.push_back(std::make_unique<FirstBlock>(call_));
       any = true;
-    } else if (i > 0 && DeepBlock::takes(network_, i)) {
+    } else if (i > 0 && DeepBlock::takes(network_, i, trajectories)) {
       fused_.push_back(std::make_unique<DeepBlock>(call_, i));
       any = true;
     } else {

@@ -36,7 +36,7 @@ class Reader {
     network.in_channels = header[0];
     network.num_classes = header[1];
     network.image_size = header[2];
-    if (!within(header[3], 0, 1) || !within(header[4], 0, 3)) return "have valid flags";
+    if (!within(header[3], 0, 1) || !within(header[4], 0, 4)) return "have valid flags";
     network.precise = header[3] == 1;
     network.fused = static_cast<FusedKernels>(header[4]);
     for (size_t i = kHeader; i < count; i += kNode) {

@@ -91,7 +91,8 @@ def test_a_step_of_gsam() -> None:
     orthogonal = first - cosine * first.norm() * second / second.norm()
     assert abs(orthogonal @ second) < 1e-12
     wanted = second - alpha * orthogonal
-    found = Gsam(rho, alpha)(theta, first, gradient)
+    gsam = Gsam(rho, alpha)
+    found = gsam.direction(first, gradient(gsam.nearby(theta, first)))
     assert (found - wanted).norm() / wanted.norm() < 1e-9
     assert (found - first).norm() / first.norm() > 1e-3
 
@@ -175,9 +176,9 @@ def test_an_expert_against_a_loop_of_pytorch(
             problem = shown, plain, dataset.train_labels[batch], scale
             grad = gradient(theta, *problem)
             if config.rho:
-                grad = Gsam(config.rho, config.alpha)(
-                    theta.detach(), grad, lambda at, problem=problem: gradient(at, *problem)
-                )
+                gsam = Gsam(config.rho, config.alpha)
+                there = gradient(gsam.nearby(theta.detach(), grad), *problem)
+                grad = gsam.direction(grad, there)
             theta.grad = grad
             optimiser.step()
         kept = store.snapshot(0, index + 1)

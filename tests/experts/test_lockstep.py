@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import warnings
 from collections.abc import Callable
 from dataclasses import replace
@@ -215,8 +214,8 @@ PARTS = {
 
 def group(
     count: int, device: str = "cpu", norm: str = "instance", **parts: Any
-) -> tuple[list[ExpertStep], list[ExpertState]]:
-    """Steps on ten random images, and states that begin in different places."""
+) -> tuple[ExpertStep, list[ExpertState]]:
+    """A step on ten random images, and states that begin in different places."""
     draw = generator(0, "group")
     model = networks.ConvNet(1, 3, 8, width=4, depth=2, norm=norm).to(device)
     pixels = torch.randint(0, 256, (10, 1, 8, 8), generator=draw, dtype=torch.uint8)
@@ -232,7 +231,7 @@ def group(
     for _ in range(count):
         networks.initialise(model, draw)
         states.append(ExpertState.begin(model, step.optimiser))
-    return [replace(step, model=copy.deepcopy(model)) for _ in range(count)], states
+    return step, states
 
 
 def batches(count: int, number: int, size: int = 6, device: str = "cpu") -> Batch:
@@ -250,8 +249,8 @@ def batches(count: int, number: int, size: int = 6, device: str = "cpu") -> Batc
 def assert_same_steps(
     count: int, replayed: TakeSteps, states: list[ExpertState], **choices: Any
 ) -> None:
-    plain_steps, plain_states = group(count, **choices)
-    plain = steps_for(plain_steps, plain_states, CPU)
+    plain_step, plain_states = group(count, **choices)
+    plain = steps_for(plain_step, plain_states, CPU)
     losses = []
     for number, size in enumerate([6, 6, 4, 6, 4, 6]):
         losses.append(replayed(batches(count, number, size)))
@@ -266,26 +265,26 @@ def assert_same_steps(
 @pytest.mark.parametrize("count", [1, 2, 3])
 def test_replays_read_batch_and_learning_rate_anew(count, parts) -> None:
     record = Counting()
-    steps, states = group(count, **PARTS[parts])
-    assert_same_steps(count, steps_for(steps, states, CPU, record), states, **PARTS[parts])
+    step, states = group(count, **PARTS[parts])
+    assert_same_steps(count, steps_for(step, states, CPU, record), states, **PARTS[parts])
     assert (record.recordings, record.replays) == (2, 2 + 4)  # the first are compared with calls
 
 
 def test_every_expert_has_statistics_of_its_own() -> None:
-    steps, states = group(2, norm="batch")
+    step, states = group(2, norm="batch")
     assert len(states[0].statistics) > 0
-    assert_same_steps(2, steps_for(steps, states, CPU, Counting()), states, norm="batch")
+    assert_same_steps(2, steps_for(step, states, CPU, Counting()), states, norm="batch")
     assert not torch.equal(states[0].statistics, states[1].statistics)
-    alone_steps, alone = group(1, norm="batch")
-    plain = steps_for(alone_steps, alone, CPU)
+    alone_step, alone = group(1, norm="batch")
+    plain = steps_for(alone_step, alone, CPU)
     for number, size in enumerate([6, 6, 4, 6, 4, 6]):
         plain(Batch(*(each[:1] for each in batches(2, number, size))))
     assert torch.equal(alone[0].statistics, states[0].statistics)
 
 
 def test_steps_that_cannot_be_recorded_are_called_and_it_is_said_once() -> None:
-    calls, states = group(2)
-    steps = steps_for(calls, states, CPU, refuse)
+    step, states = group(2)
+    steps = steps_for(step, states, CPU, refuse)
     with pytest.warns(RuntimeWarning, match="without a CUDA graph.*not permitted") as told:
         assert_same_steps(2, steps, states)
     assert len(told) == 1
@@ -296,19 +295,19 @@ def test_a_recording_that_fails_half_way_changes_no_state() -> None:
         function()
         raise RuntimeError("out of memory")
 
-    steps, states = group(2)
+    step, states = group(2)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", RuntimeWarning)
-        assert_same_steps(2, steps_for(steps, states, CPU, half_way), states)
+        assert_same_steps(2, steps_for(step, states, CPU, half_way), states)
 
 
 @pytest.mark.cuda
 @pytest.mark.parametrize("count", [1, 3])
 def test_a_cuda_graph_takes_the_steps_of_calls(count) -> None:
-    steps, states = group(count, "cuda")
-    plain_steps, plain_states = group(count, "cuda")
-    plain = steps_for(plain_steps, plain_states, CPU)
-    replayed = steps_for(steps, states, torch.device("cuda"))
+    step, states = group(count, "cuda")
+    plain_step, plain_states = group(count, "cuda")
+    plain = steps_for(plain_step, plain_states, CPU)
+    replayed = steps_for(step, states, torch.device("cuda"))
     with torch.no_grad(), warnings.catch_warnings():
         warnings.simplefilter("error")  # it would say that recording failed
         for number, size in enumerate([6, 6, 4, 6, 4, 6]):

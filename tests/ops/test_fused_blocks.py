@@ -273,9 +273,42 @@ def test_what_is_not_a_number_stays_so(cuda_path: torch.device, choose: Choose) 
     assert grad.isnan().sum() == jvp.grad_theta.isnan().sum() == grad.numel() - 2 * 32
 
 
+@pytest.mark.parametrize(
+    ("width", "students", "rounds", "as_kind"),
+    [
+        (32, 1, True, "tf32"),
+        (32, 1, False, "first"),
+        (128, 1, True, "first"),
+        (128, 2, True, "tf32"),
+        (128, 2, False, "first"),
+    ],
+)
+def test_auto_takes_the_faster_blocks_that_are_allowed(
+    cuda_path: torch.device,
+    choose: Choose,
+    monkeypatch: pytest.MonkeyPatch,
+    width: int,
+    students: int,
+    rounds: bool,
+    as_kind: str,
+) -> None:
+    monkeypatch.setattr(torch.backends.cudnn.conv, "fp32_precision", "tf32" if rounds else "ieee")
+    model = ConvNet(3, 4, 32, width, 2).to(cuda_path)
+    each = [problem(model, cuda_path) for _ in range(students)]
+    given = {name: torch.stack([one[name] for one in each]) for name in each[0]}
+    if students == 1:
+        (given,) = each
+    grads = {}
+    for kind in ("auto", "first", "tf32"):
+        choose(kind)
+        grads[kind] = ops.gradient(model, **given)[1]
+    assert torch.equal(grads["auto"], grads[as_kind])
+    assert not torch.equal(grads["first"], grads["tf32"])
+
+
 def test_an_unknown_choice_is_refused() -> None:
     with (
-        pytest.raises(ValueError, match="must be library, first, tf32 or fp16, but is 'all'"),
+        pytest.raises(ValueError, match="must be library, first, tf32, fp16 or auto, but is 'all'"),
         ops.cuda_blocks("all"),  # type: ignore[arg-type]
     ):
         pass

@@ -173,3 +173,88 @@ def test_errors_name_the_tensor_of_several_trajectories(
     choices = ([2], [1], description, ops.SGD().numbers(), 0, 0, 1.0, False, 0)
     with pytest.raises(ValueError, match=message):
         torch.ops.trajmatch.student_unroll(*given.values(), flat, *choices)
+
+
+def batch_of(model: nn.Module, size: int, device: torch.device, soft: bool) -> list[Tensor]:
+    """Parameters, images and labels of several students, stacked, with gradients."""
+    calls, _ = students(model, size, torch.float64, soft, device)
+    stacked = [
+        torch.stack([call[name] for call in calls]) for name in ("theta0", "images", "labels")
+    ]
+    return [each.detach().requires_grad_(each.is_floating_point()) for each in stacked]
+
+
+#: Networks on the engine and on autograd.
+MODULES = [
+    lambda: networks.ConvNet(3, CLASSES, 8, width=4, depth=1),
+    lambda: networks.ConvNet(3, CLASSES, 8, width=4, depth=1, norm="batch"),
+    lambda: nn.Sequential(nn.Flatten(), nn.Linear(192, 5), nn.Tanh(), nn.Linear(5, CLASSES)),
+]
+
+
+@pytest.mark.parametrize("make", MODULES)
+@pytest.mark.parametrize("soft", [False, True])
+def test_gradients_together_are_those_of_each(device: torch.device, make: Any, soft: bool) -> None:
+    model = make().to(device)
+    given = batch_of(model, 8, device, soft)
+    learned = [each for each in given if each.requires_grad]
+    alone = [ops.gradient(model, *each) for each in zip(*given, strict=True)]
+    results = []
+    for values, grads in (
+        ops.gradient(model, *given),
+        map(torch.stack, zip(*alone, strict=True)),
+    ):
+        scalar = (values * values.detach().sin()).sum() + grads.square().sum()
+        results.append([values, grads, *torch.autograd.grad(scalar, learned)])
+    for one, other in zip(*results, strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-12, atol=1e-14)
+
+
+@pytest.mark.parametrize("make", MODULES)
+@pytest.mark.parametrize("loss", ["cross_entropy", "sum_logits"])
+def test_derivatives_together_are_those_of_each(device: torch.device, make: Any, loss: str) -> None:
+    model = make().to(device)
+    theta, images, labels = (each.detach() for each in batch_of(model, 8, device, True))
+    given = [labels] if loss == "cross_entropy" else [None]
+    along = torch.randn_like(theta), torch.randn_like(images)
+    together = ops.gradient_jvp(model, theta, images, *given, *along, loss)
+    slopes = ops.image_gradient(model, theta, images, *given, loss)
+    for k in range(STUDENTS):
+        own = [each if each is None else each[k] for each in (theta, images, *given, *along)]
+        alone = ops.gradient_jvp(model, *own, loss)
+        for one, other in zip(together, alone, strict=True):
+            if other is None:
+                assert one is None
+            else:
+                torch.testing.assert_close(one[k], other, rtol=1e-12, atol=1e-14)
+        slope = ops.image_gradient(model, *own[:3], loss)
+        torch.testing.assert_close(slopes[k], slope, rtol=1e-12, atol=1e-14)
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "error", "message"),
+    [
+        ("theta", lambda each: each[:0], ValueError, "theta to have at least one row"),
+        ("images", lambda each: each[:2], ValueError, "images to begin with 3"),
+        ("images", lambda each: each[0, 0, 0, 0, 0], ValueError, "images to begin with 3"),
+        ("labels", lambda each: each[:2], ValueError, "labels to begin with 3"),
+        ("labels", lambda each: each.tolist(), TypeError, "labels to be a torch.Tensor"),
+        ("theta", lambda each: each[:, :5], ValueError, r"theta to have shape \["),
+    ],
+)
+def test_errors_of_gradients_together(
+    device: torch.device, name: str, value: Any, error: type[Exception], message: str
+) -> None:
+    model = MODULES[0]().to(device)
+    names = ("theta", "images", "labels")
+    given = dict(zip(names, batch_of(model, 8, device, False), strict=True))
+    given[name] = value(given[name])
+    with pytest.raises(error, match=message):
+        ops.gradient(model, **given)
+
+
+def test_several_students_have_no_buffers_to_update(device: torch.device) -> None:
+    model = MODULES[1]().to(device)
+    given = batch_of(model, 8, device, False)
+    with pytest.raises(ValueError, match=r"update_buffers to be False for \[K, P\]"):
+        ops.gradient(model, *given, update_buffers=True)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import partial
@@ -84,10 +85,13 @@ class Gsam:
     rho: float
     alpha: float
 
-    def __call__(self, theta: Tensor, grad: Tensor, gradient: Callable[[Tensor], Tensor]) -> Tensor:
-        """Return ``g' - alpha v``, ``[P]``; ``gradient`` maps parameters to their gradient."""
+    def nearby(self, theta: Tensor, grad: Tensor) -> Tensor:
+        """Return the nearby point at which to take ``g'``, ``[P]``."""
         scale = self.rho / ((theta.abs() * grad).norm() + _TINY)
-        there = gradient(theta + scale * theta.square() * grad)
+        return theta + scale * theta.square() * grad
+
+    def direction(self, grad: Tensor, there: Tensor) -> Tensor:
+        """Return ``g' - alpha v``, ``[P]``, from ``g`` and ``g'``."""
         length = there.norm()
         # cos(g, g') |g|: length of the component of g along g'.
         along = (grad @ there) / (length + _TINY)
@@ -107,7 +111,10 @@ class GradientPenalty:
     norm: Literal["pixel", "image"] = "pixel"
 
     def gradient(self, model: nn.Module, theta: Tensor, images: Tensor) -> Tensor:
-        """Return the penalty's gradient ``[P]`` with respect to ``theta``."""
+        """Return the penalty's gradient with respect to ``theta [P]``, or that of ``K`` experts.
+
+        Theirs are ``theta [K, P]`` and ``images [K, B, C, H, W]``.
+        """
         # With P = d penalty / d G held constant, d penalty / d theta = d sum(P G) / d theta.
         # sum(P G) is the derivative of the logit sum when the images move along P. Exchanging the
         # two derivatives gives one JVP: the change of the logit sum's theta-gradient when the
@@ -118,12 +125,12 @@ class GradientPenalty:
         return jvp.grad_theta
 
     def _pull(self, slope: Tensor) -> Tensor:
-        """Return ``d penalty / d G``, ``[B, C, H, W]``."""
-        over = 1 if self.norm == "pixel" else (1, 2, 3)
+        """Return ``d penalty / d G``, in the shape of ``G``, ``[B, C, H, W]`` of each expert."""
+        over = (-3,) if self.norm == "pixel" else (-3, -2, -1)
         norms = torch.linalg.vector_norm(slope, dim=over, keepdim=True)
         # The norm has no derivative at G = 0; use 0 there instead of 0 / 0.
         unit = torch.where(norms > 0, slope / norms, torch.zeros_like(slope))
-        return 2 * self.weight / norms.numel() * (norms - 1) * unit
+        return 2 * self.weight / math.prod(norms.shape[-4:]) * (norms - 1) * unit
 
 
 @dataclass(frozen=True)
@@ -152,11 +159,11 @@ class ExpertState:
 
 
 class Batch(NamedTuple):
-    """Inputs of one step, on the device of the images.
+    """Inputs of one step of ``K`` experts, on the device of the images.
 
-    ``indices [B]``, int64, choose the images. ``dsa [B, 5]``, float64, are their parameters for
-    :func:`trajmatch.ops.dsa`; ``[B, 0]`` without augmentation. ``lr`` and ``loss_scale``, the
-    factor of the loss (AST: ``c_e``), are ``[]``, float32.
+    ``indices [K, B]``, int64, choose the images. ``dsa [K, B, 5]``, float64, are their parameters
+    for :func:`trajmatch.ops.dsa`; ``[K, B, 0]`` without augmentation. ``lr`` and ``loss_scale``,
+    the factor of the loss (AST: ``c_e``), are ``[K]``, float32.
     """
 
     indices: Tensor
@@ -164,18 +171,16 @@ class Batch(NamedTuple):
     lr: Tensor
     loss_scale: Tensor
 
-    def of(self, expert: int) -> Batch:
-        """Return the batch of one expert from a stacked batch."""
-        return Batch(*(each[expert] for each in self))
-
 
 @dataclass(frozen=True)
 class ExpertStep:
-    """Training step on real images: normalise, augment, differentiate, update.
+    """Training step of several experts on real images: normalise, augment, differentiate, update.
 
-    ``images [n, C, H, W]`` are uint8, or float32 if whitened. ``labels`` are classes ``[n]``,
-    int64, or targets ``[n, D]``, float32. A step ignores the parameters of ``model`` and overwrites
-    its buffers. ``penalty`` is AST's gradient penalty; ``gsam`` flattens the trajectory as in FTD.
+    On the engine the experts share every launch of a CUDA kernel, unless the network has batch
+    norms. ``images [n, C, H, W]`` are uint8, or float32 if whitened. ``labels`` are classes
+    ``[n]``, int64, or targets ``[n, D]``, float32. A step ignores the parameters of ``model`` and
+    overwrites its buffers. ``penalty`` is AST's gradient penalty; ``gsam`` flattens the trajectory
+    as in FTD.
     """
 
     model: nn.Module
@@ -187,33 +192,55 @@ class ExpertStep:
     gsam: Gsam | None = None
     loss: str = "cross_entropy"
 
-    def __call__(self, state: ExpertState, batch: Batch) -> Tensor:
-        """Take a step: change ``state`` in place and return the loss before the change, ``[]``."""
-        plain = self.normalise(self.images[batch.indices])
-        shown = ops.dsa(plain, batch.dsa) if batch.dsa.shape[1] > 0 else plain
+    def __call__(self, states: Sequence[ExpertState], batch: Batch) -> Tensor:
+        """Take a step: change ``states`` in place and return the losses before the change, [K]."""
+        experts = batch.indices.shape[:2]
+        plain = self.normalise(self.images[batch.indices.flatten()])
+        rows = batch.dsa.flatten(0, 1)
+        augmented = ops.dsa(plain, rows) if rows.shape[1] > 0 else plain
+        plain, shown = plain.unflatten(0, experts), augmented.unflatten(0, experts)
         labels = self.labels[batch.indices]
-        has_statistics = len(state.statistics) > 0
-        # The state owns the running statistics: checkpoints and recording restore only the state.
-        if has_statistics:
-            networks.load_flat_buffers(self.model, state.statistics)
 
-        def gradient(theta: Tensor, counts: bool = False) -> tuple[Tensor, Tensor]:
-            at = (self.model, theta, shown, labels, self.loss)
-            loss, grad = ops.gradient(*at, update_buffers=counts)
-            grad = grad * batch.loss_scale
+        def gradients(
+            thetas: Sequence[Tensor], counts: bool = False
+        ) -> tuple[Tensor, list[Tensor]]:
+            theta = torch.stack([*thetas])
+            losses, grads = self._gradients(states, theta, shown, labels, counts)
+            grads = grads * batch.loss_scale[:, None]
             # The penalty is not multiplied by loss_scale, and its images are not augmented.
             if self.penalty is not None:
-                grad = grad + self.penalty.gradient(self.model, theta, plain)
-            return loss, grad
+                grads = grads + self.penalty.gradient(self.model, theta, plain)
+            return losses, [*grads]
 
         # Only the first gradient updates the running statistics; GSAM's second one does not.
-        loss, grad = gradient(state.theta, counts=True)
+        losses, grads = gradients([state.theta for state in states], counts=True)
         if self.gsam is not None:
-            grad = self.gsam(state.theta, grad, lambda theta: gradient(theta)[1])
-        self.optimiser(state.theta, grad, batch.lr, state.memory)
-        if has_statistics:
+            pairs = zip(states, grads, strict=True)
+            _, theirs = gradients([self.gsam.nearby(state.theta, grad) for state, grad in pairs])
+            grads = [*map(self.gsam.direction, grads, theirs)]
+        for state, grad, lr in zip(states, grads, batch.lr, strict=True):
+            self.optimiser(state.theta, grad, lr, state.memory)
+        return losses
+
+    def _gradients(
+        self,
+        states: Sequence[ExpertState],
+        theta: Tensor,
+        images: Tensor,
+        labels: Tensor,
+        counts: bool,
+    ) -> tuple[Tensor, Tensor]:
+        """Return the losses ``[K]`` and gradients ``[K, P]``; count statistics if wanted."""
+        if len(states[0].statistics) == 0:
+            return ops.gradient(self.model, theta, images, labels, self.loss)
+        # The states own the running statistics: checkpoints and recording restore only the states.
+        found = []
+        for state, *at in zip(states, theta, images, labels, strict=True):
+            networks.load_flat_buffers(self.model, state.statistics)
+            found.append(ops.gradient(self.model, at[0], at[1], at[2], self.loss, False, counts))
             state.statistics.copy_(networks.flat_buffers(self.model))
-        return loss
+        losses, grads = map(torch.stack, zip(*found, strict=True))
+        return losses, grads
 
 
 def step_of(
@@ -239,7 +266,7 @@ TakeSteps = Callable[[Batch], Tensor]
 
 
 def steps_for(
-    steps: Sequence[ExpertStep],
+    step: ExpertStep,
     states: Sequence[ExpertState],
     device: torch.device,
     record: recording.Record | None = None,
@@ -251,28 +278,14 @@ def steps_for(
     """
     if device.type == "cuda":
         record = record or partial(recording.cuda_graph, device=device)
-    function = called(steps, states, device)
     if record is None:
-        return lambda batch: function(batch)[0]
+        return partial(step, states)
+
+    def function(tensors: recording.Inputs) -> recording.Outputs:
+        return (step(states, Batch(*tensors)),)
+
     # Two recordings, because the last batch of an epoch may be smaller. Recording runs real steps;
     # `flat` is the state to restore afterwards.
     replayed = recording.Replayed("the experts' steps run", keep=2, record=record)
     flat = [each for state in states for each in state.tensors().values()]
     return lambda batch: replayed(None, batch, function, flat)[0]
-
-
-def called(
-    steps: Sequence[ExpertStep], states: Sequence[ExpertState], device: torch.device
-) -> recording.Function:
-    """Return a function that runs one step of every expert; on a CUDA device, the steps overlap."""
-
-    def all_steps(tensors: recording.Inputs) -> recording.Outputs:
-        batch = Batch(*tensors)
-
-        def one(index: int) -> recording.Outputs:
-            return (steps[index](states[index], batch.of(index)),)
-
-        functions = [partial(one, index) for index in range(len(states))]
-        return (torch.stack([loss for (loss,) in recording.side_by_side(functions, device)]),)
-
-    return all_steps

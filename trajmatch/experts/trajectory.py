@@ -5,7 +5,6 @@ from __future__ import annotations
 import copy
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import replace
 from typing import Any, NamedTuple
 
 import torch
@@ -75,15 +74,12 @@ def train_lockstep(
     kept = [epoch for epoch in manifest["snapshots"] if epoch <= last]
     model = networks.build_student(manifest["network"]).to(device)
     step = step_of(model, training, recipe, device)
-    steps, group = [], []
+    group = []
     totals = torch.zeros(len(experts), dtype=torch.float64, device=device)
     measure = measure_of(training.loss)
     # Each `total` is a view of `totals`, so `totals += ...` below updates every Training.
     for expert, total in zip(experts, totals, strict=True):
         networks.initialise(model, generator(seed, "expert", expert, "initialisation"))
-        # A step uses the model's buffers as workspace, so each expert needs its own model.
-        own = copy.deepcopy(model) if networks.num_buffers(model) else model
-        steps.append(replace(step, model=own))
         state = ExpertState.begin(model, step.optimiser)
         group.append(Training(expert, state, TrajectoryRecorder(state, kept, measure), total))
     begun = BEGINNING
@@ -92,7 +88,7 @@ def train_lockstep(
         (begun,) = {checkpoints.place(expert) for expert in experts}
         for each in group:
             checkpoints.restore(each)
-    take_steps = steps_for(steps, [each.state for each in group], torch.device(device))
+    take_steps = steps_for(step, [each.state for each in group], torch.device(device))
     test, guess = _Test(model, training, device), guessing(training)
     test_every = test_every or test.interval
     draws = EpochDraws(recipe, seed, experts, training.train_images.shape, curriculum)

@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any, get_args
 
+import torch
 from torch import Tensor, nn
 
 from trajmatch.block import ACTIVATIONS, LEAKY_SLOPE, POOLINGS, CudaBlocks
@@ -56,7 +57,9 @@ def engine_description(model: nn.Module, precise: bool = False) -> list[int] | N
     # shared, unused and reordered parameters.
     if not (usual and whole) or [*map(id, graph.parameters)] != [*map(id, parameters)]:
         return None
-    header = [channels, classes, size, int(precise), _FUSED_KERNELS.index(_fused)]
+    # `auto` must not round operands unless PyTorch's own convolutions do.
+    fused = "first" if _fused == "auto" and not _convolutions_round() else _fused
+    header = [channels, classes, size, int(precise), _FUSED_KERNELS.index(fused)]
     return header + [number for node in graph.nodes for number in node]
 
 
@@ -71,8 +74,15 @@ def uncompiled(model: nn.Module) -> nn.Module:
     return getattr(model, "_orig_mod", model)
 
 
+@torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]
+def _convolutions_round() -> bool:
+    """Return True if PyTorch's convolutions on CUDA may round their operands to TF32."""
+    precision: str = torch.backends.cudnn.conv.fp32_precision  # type: ignore[attr-defined]
+    return precision == "tf32"
+
+
 _FUSED_KERNELS = get_args(CudaBlocks)
-_fused: CudaBlocks = "first"
+_fused: CudaBlocks = "auto"
 
 
 @contextmanager
@@ -83,9 +93,11 @@ def cuda_blocks(kind: CudaBlocks) -> Iterator[None]:
     rounding only, and has no effect on the CPU.
 
     Args:
-        kind: ``library``: no block. ``first``, the default: the first block. ``tf32`` or ``fp16``:
-            also deeper blocks of 32, 64 or 128 channels on 16x16 or 8x8 pixels, with operands
-            rounded to that format (compute capability 8.0 or later).
+        kind: ``library``: no block. ``first``: the first block. ``tf32`` or ``fp16``: also deeper
+            blocks of 32, 64 or 128 channels on 16x16 or 8x8 pixels, with operands rounded to that
+            format (compute capability 8.0 or later). ``auto``, the default: as ``tf32`` where this
+            is faster, i.e. up to 64 channels, and for several students at once; otherwise, and if
+            PyTorch does not allow TF32 in convolutions, as ``first``.
 
     Raises:
         ValueError: The kind is unknown.

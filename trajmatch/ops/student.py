@@ -42,7 +42,11 @@ class Point(NamedTuple):
 
 
 class Student(Protocol):
-    """Network and loss, on the engine or on autograd."""
+    """Network and loss, on the engine or on autograd.
+
+    On the engine, a :class:`Point` may be that of ``K`` students: parameters ``[K, P]``, images
+    ``[K, B, C, H, W]`` and labels ``[K, B, ...]``. All results then begin with ``K``.
+    """
 
     def gradient(self, at: Point) -> tuple[Tensor, Tensor]:
         """Return the loss ``[]`` of a batch and its gradient ``[P]``."""
@@ -146,6 +150,40 @@ class AutogradStudent:
         return self._scale * grad, found
 
 
+class OneByOne:
+    """``K`` students on autograd, run one after another."""
+
+    def __init__(self, student: AutogradStudent) -> None:
+        self._student = student
+
+    def gradient(self, at: Point) -> tuple[Tensor, Tensor]:
+        """Return the losses ``[K]`` and their gradients ``[K, P]``."""
+        values, grads = zip(*map(self._student.gradient, _each(at)), strict=True)
+        return torch.stack(values), torch.stack(grads)
+
+    def image_gradient(self, at: Point) -> Tensor:
+        """Return the gradients with respect to the images, detached."""
+        return torch.stack([self._student.image_gradient(each) for each in _each(at)])
+
+    def jvp(
+        self, at: Point, tangent: Tensor | None, image_tangent: Tensor | None = None
+    ) -> tuple[None, GradientJvp]:
+        """Return None, and the derivatives along the tangents."""
+        along = [
+            [None if given is None else given[k] for given in (tangent, image_tangent)]
+            for k in range(len(at.theta))
+        ]
+        pairs = zip(_each(at), along, strict=True)
+        found = zip(*(self._student.jvp(each, *own)[1] for each, own in pairs), strict=True)
+        return None, GradientJvp._make(
+            None if None in column else torch.stack(column) for column in found
+        )
+
+
+def _each(at: Point) -> list[Point]:
+    return [Point(*each) for each in zip(*at, strict=True)]
+
+
 def engine_for(model: nn.Module) -> str:
     """Return ``"engine"`` if a model runs on the engine (C++ and CUDA), else ``"autograd"``.
 
@@ -178,10 +216,15 @@ def gradient(
 ) -> tuple[Tensor, Tensor]:
     """Return the loss of a batch and its gradient with respect to the flat parameters.
 
+    Parameters ``[K, P]`` are those of ``K`` students, each with a batch of its own. Images and
+    labels, which must be tensors, then begin with ``K``, and so do all results. On the engine the
+    students share every launch of a CUDA kernel.
+
     Args:
         model: The network, used in its current mode (training or evaluation). Its parameters are
             neither used nor changed; its buffers change only with ``update_buffers``.
-        theta: Parameters in the order of ``model.parameters()``. ``[P]``, float32 or float64.
+        theta: Parameters in the order of ``model.parameters()``. ``[P]`` or ``[K, P]``, float32 or
+            float64.
         images: ``[B, C, H, W]``, dtype and device of ``theta``. On autograd, also ``[B, ...]`` or
             tokens (int64 or int32), which have no gradient.
         labels: A tensor, array or list. Class indices ``[B]`` (int64) or soft labels ``[B, K]`` for
@@ -195,6 +238,7 @@ def gradient(
         precise: True for more accurate, slower convolutions on the CPU engine in float32: Winograd
             F(2x2) instead of F(4x4) (``docs/performance.md``).
         update_buffers: True to update the model's buffers (running statistics), as in training.
+            Not for ``K`` students, because the model has the buffers of one.
         soft_labels: Meaning of floating labels for ``"cross_entropy"``: ``"logits"``, or
             ``"probabilities"``, which are used as they are and need not sum to 1.
 
@@ -290,9 +334,12 @@ def _checked(
     precise: bool,
     soft_labels: str,
     update_buffers: bool = False,
-) -> tuple[EngineStudent | AutogradStudent, Point]:
+) -> tuple[EngineStudent | AutogradStudent | OneByOne, Point]:
     """Check the arguments; return the student and the point at which to differentiate."""
     expect = Expect(op)
+    if isinstance(theta, Tensor) and theta.dim() == 2:
+        expect.that(not update_buffers, "update_buffers", "be False for [K, P]", True)
+        return _checked_together(op, model, theta, images, labels, loss, precise, soft_labels)
     model = expect.model(model)
     network = engine_description(model, precise)
     expect.theta("theta", theta, model)
@@ -311,6 +358,27 @@ def _checked(
     return AutogradStudent(model, 1.0, loss, update_buffers, soft_labels), at
 
 
+def _checked_together(
+    op: str, model: nn.Module, theta: Tensor, images: Tensor, labels: Any, *settings: Any
+) -> tuple[EngineStudent | AutogradStudent | OneByOne, Point]:
+    """Check the arguments of ``K`` students by those of the first one."""
+    expect, count = Expect(op), len(theta)
+    expect.that(count > 0, "theta", "have at least one row", list(theta.shape))
+    for name, each in (("images", images), ("labels", labels)):
+        if each is None:
+            continue
+        if not isinstance(each, Tensor):
+            raise TypeError(expect.message(name, "be a torch.Tensor", type(each).__name__))
+        fits = each.dim() > 1 and len(each) == count
+        expect.that(fits, name, f"begin with {count}, the rows of theta", list(each.shape))
+    own = None if labels is None else labels[0]
+    student, at = _checked(op, model, theta[0], images[0], own, *settings)
+    labels = at.labels.expand(count, *at.labels.shape) if labels is None else labels
+    if isinstance(student, AutogradStudent):
+        student = OneByOne(student)
+    return student, Point(theta, images, labels)
+
+
 # Floating labels have a gradient, except for sum_logits, which does not read labels.
 def _soft(labels: Tensor, loss: int) -> bool:
     return labels.is_floating_point() and loss != LOSSES.index("sum_logits")
@@ -318,7 +386,7 @@ def _soft(labels: Tensor, loss: int) -> bool:
 
 def _fake_jvp(given: Any) -> tuple[Tensor, ...]:
     shapes = (
-        (),
+        given.theta.shape[:-1],
         given.theta.shape,
         given.images.shape,
         given.labels.shape if _soft(given.labels, given.loss) else (0,),
@@ -331,7 +399,15 @@ def _fake_gradient(given: Any) -> tuple[Tensor, ...]:
     value, grad, *inputs = _fake_jvp(given)
     if not given.input_gradients:
         inputs = [value.new_empty((0,)) for _ in inputs]
-    return value, grad, *inputs, value.new_empty((3, batch_norm_channels(given.network)))
+    statistics = (*value.shape, 3, batch_norm_channels(given.network))
+    return value, grad, *inputs, value.new_empty(statistics)
+
+
+def _scaled(factor: Tensor, grad: Tensor) -> Tensor:
+    """Return a gradient times ``factor``: ``[]``, or ``[K]`` for gradients ``[K, ...]``."""
+    # Class indices have an empty gradient.
+    ones = (1,) * (grad.dim() - factor.dim())
+    return grad if grad.numel() == 0 else factor.reshape(factor.shape + ones) * grad
 
 
 def _backward(
@@ -356,7 +432,7 @@ def _backward(
     if c_loss is not None:
         _, *grads, _ = operators.student_gradient(*problem, *settings, True)
         totals = [
-            c_loss * grad if total is None else total + c_loss * grad
+            _scaled(c_loss, grad) if total is None else total + _scaled(c_loss, grad)
             for total, grad in zip(totals, grads, strict=True)
         ]
     return tuple(totals)
