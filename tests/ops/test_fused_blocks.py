@@ -292,7 +292,7 @@ def test_auto_takes_the_faster_blocks_that_are_allowed(
     rounds: bool,
     as_kind: str,
 ) -> None:
-    monkeypatch.setattr(torch.backends.cudnn.conv, "fp32_precision", "tf32" if rounds else "ieee")
+    monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", rounds)
     model = ConvNet(3, 4, 32, width, 2).to(cuda_path)
     each = [problem(model, cuda_path) for _ in range(students)]
     given = {name: torch.stack([one[name] for one in each]) for name in each[0]}

@@ -11,22 +11,27 @@ from torch import Tensor, nn
 from trajmatch import networks, ops
 from trajmatch.data import DSA
 
-STUDENTS, IMAGES, CLASSES = 3, 6, 4
+STUDENTS, IMAGES, CLASSES = 3, 4, 4
 #: Batches of different sizes, as at the end of a permutation.
-SIZES = (4, 2, 4)
+SIZES = (1, 2)
 
-NETWORKS = [
-    # network, side, dtype, CUDA blocks
-    ("convnet:width=8,depth=2", 8, torch.float64, "library"),
-    ("convnet:width=8,depth=2", 8, torch.float32, "library"),
-    ("convnet:batch,width=4,depth=2", 8, torch.float64, "library"),
-    ("convnet:layer,width=4,depth=2", 8, torch.float64, "library"),
-    ("resnet18:batch,width=4", 16, torch.float64, "library"),
-    ("mlp:width=5", 6, torch.float64, "library"),
-    ("lenet", 28, torch.float64, "library"),
-    ("convnet:width=32,depth=3", 32, torch.float32, "first"),
-    ("convnet:width=32,depth=3", 32, torch.float32, "tf32"),
-    ("convnet:width=32,depth=3", 32, torch.float32, "fp16"),
+TAPE = 1 << 30
+LIBRARY = [
+    ("convnet:width=8,depth=2", 8, torch.float64),
+    ("convnet:width=8,depth=2", 8, torch.float32),
+    ("convnet:batch,width=4,depth=2", 8, torch.float64),
+    ("convnet:layer,width=4,depth=2", 8, torch.float64),
+    ("resnet18:batch,width=4", 16, torch.float64),
+    ("mlp:width=5", 6, torch.float64),
+    ("lenet", 28, torch.float64),
+]
+FUSED = "convnet:width=32,depth=2", 32, torch.float32
+#: Network, side and dtype; CUDA blocks, soft labels and memory for tapes.
+CASES = [
+    *((*each, "library", *how) for each in LIBRARY for how in ((False, 0), (True, TAPE))),
+    (*FUSED, "first", True, TAPE),
+    (*FUSED, "tf32", True, TAPE),
+    (*FUSED, "fp16", False, 0),
 ]
 
 
@@ -67,9 +72,7 @@ def results_of(ends: list[Tensor], leaves: list[Tensor]) -> list[Tensor]:
     return [*ends, *torch.autograd.grad((weights * joined).sum(), leaves)]
 
 
-@pytest.mark.parametrize(("text", "size", "dtype", "blocks"), NETWORKS)
-@pytest.mark.parametrize("soft", [False, True])
-@pytest.mark.parametrize("tape_bytes", [0, 1 << 30])
+@pytest.mark.parametrize(("text", "size", "dtype", "blocks", "soft", "tape_bytes"), CASES)
 def test_together_gives_what_one_after_another_gives(
     device: torch.device,
     text: str,
@@ -83,16 +86,14 @@ def test_together_gives_what_one_after_another_gives(
     calls, leaves = students(model, size, dtype, soft, device)
     for k, call in enumerate(calls):
         augment = DSA().replay(k) if soft else None
-        call |= {"steps": [1, 3], "momentum": 0.5, "tape_bytes": tape_bytes, "augment": augment}
+        call |= {"steps": [1, 2], "momentum": 0.5, "tape_bytes": tape_bytes, "augment": augment}
     with ops.cuda_blocks(blocks):
         together = results_of(ops.unroll_together(model, calls), leaves)
         alone = results_of([ops.unroll(model, **call) for call in calls], leaves)
+    # The same kernels run in the same order, but products of libraries may round otherwise.
+    bound = 1e-12 if dtype == torch.float64 else 0.0 if device.type == "cpu" else 1e-3
     for one, other in zip(together, alone, strict=True):
-        # The same kernels run, in the same order, but for cuDNN's choice of algorithms.
-        if device.type == "cpu":
-            assert torch.equal(one, other)
-        else:
-            assert (one - other).norm() <= 1e-3 * other.norm()
+        assert (one - other).norm() <= bound * other.norm()
 
 
 @pytest.mark.parametrize(
@@ -100,8 +101,8 @@ def test_together_gives_what_one_after_another_gives(
     [
         {"optimiser": ops.Adam()},
         {"optimiser": ops.SGD(0.5, nesterov=True)},
-        {"lr": [0.1, 0.2, 0.3]},
-        {"micro_batch": 3},
+        {"lr": [0.1, 0.2]},
+        {"micro_batch": 1},
         {"loss": lambda outputs, labels: outputs.square().mean()},
         {"augment": lambda images, step: images.flip(3)},
         {"return_state": True},
@@ -121,7 +122,7 @@ def test_other_calls_run_one_after_another(device: torch.device, choices: dict[s
 def test_calls_may_differ_in_everything(device: torch.device) -> None:
     model = network("convnet:width=4,depth=1", 8, device)
     calls, _ = students(model, 8, torch.float64, False, device)
-    calls[1] |= {"batches": calls[1]["batches"][:2], "momentum": 0.9}
+    calls[1] |= {"batches": calls[1]["batches"][:1], "momentum": 0.9}
     calls[2] |= {"steps": [2]}
     ends = ops.unroll_together(model, calls)
     assert [each.dim() for each in ends] == [1, 1, 2]
@@ -138,7 +139,7 @@ def test_opcheck_of_several_trajectories(device: torch.device, grad: bool) -> No
     leaves = [torch.stack([call[name] for call in calls]).detach() for name in names]
     leaves.append(leaves[0].new_zeros(0, leaves[0].shape[1]))
     leaves = [each.requires_grad_(grad) for each in leaves]
-    flat = torch.tensor([0, 1, 2, 3, 4, 5, 0, 1, 2], device=device)
+    flat = torch.tensor([0, 1, 2, 3, 0, 1, 0, 1, 2], device=device)
     numbers = ops.SGD(0.5).numbers()
     choices = ([2, 1], [2, 1], networks.engine_description(model), numbers, 0, 0, 0.9)
     op, kept = torch.ops.trajmatch, (True, 1 << 20)
@@ -152,8 +153,8 @@ def test_opcheck_of_several_trajectories(device: torch.device, grad: bool) -> No
 @pytest.mark.parametrize(
     ("name", "changed", "message"),
     [
-        ("images", lambda each: each[:2], r"images to have shape \[3, 6, 3, 8, 8\]"),
-        ("labels", lambda each: each[:, :5], r"labels to have shape \[3, 6, 4\]"),
+        ("images", lambda each: each[:2], r"images to have shape \[3, 4, 3, 8, 8\]"),
+        ("labels", lambda each: each[:, :3], r"labels to have shape \[3, 4, 4\]"),
         ("lr", lambda each: each[:2], r"lr to have shape \[3\]"),
         ("state", lambda each: each.new_zeros(1, each.shape[1]), "state to have shape"),
         ("theta0", lambda each: each[:0], "theta0 to have 1 to 65535 rows"),
@@ -168,7 +169,7 @@ def test_errors_name_the_tensor_of_several_trajectories(
     given = {key: torch.stack([call[key] for call in calls]).detach() for key in names}
     given["state"] = given["theta0"].new_zeros(0, given["theta0"].shape[1])
     given[name] = changed(given[name])
-    flat = torch.tensor([0, 1, 2, 3, 4, 5], device=device)
+    flat = torch.tensor([0, 1, 2, 3, 0, 1], device=device)
     description = networks.engine_description(model)
     choices = ([2], [1], description, ops.SGD().numbers(), 0, 0, 1.0, False, 0)
     with pytest.raises(ValueError, match=message):
