@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import importlib
 import io
 import re
 import sys
@@ -50,9 +49,8 @@ def options_of(command: str, monkeypatch: pytest.MonkeyPatch) -> list[Any]:
 
     with monkeypatch.context() as patch:
         patch.setattr(arguments, "read", read)
-        name, *rest = command.split()
         with pytest.raises(SystemExit):
-            importlib.import_module(f"trajmatch.cli.{name}").run([*rest, "x"])
+            main([*command.split(), "x"])
     parser = argparse.ArgumentParser()
     return [each for section in seen for each in arguments._add_options(parser, section)]
 

@@ -33,7 +33,6 @@ def run_python(code, **environment):
         "trajmatch.files",
         "trajmatch.random",
         "trajmatch.progress",
-        "trajmatch.cli.progress",
         "trajmatch.cli.arguments",
         "trajmatch.experts.config",
         "trajmatch.distill.config",

@@ -60,10 +60,7 @@ def write_bytes(path: PathLike, data: bytes) -> None:
     try:
         with as_user_error(f"cannot write {path}: ", OSError):
             temporary.write_bytes(data)
-            # Flush before the rename: after a power cut, the name must not show a partial file.
-            flush(temporary)
-            os.replace(temporary, path)
-            flush(path.parent)
+            move_into_place(temporary, path)
     finally:
         with contextlib.suppress(OSError):
             temporary.unlink(missing_ok=True)
@@ -204,6 +201,26 @@ def temporary_beside(path: Path) -> Path:
     return path.with_name(f".trajmatch-{secrets.token_hex(8)}.tmp")
 
 
+def move_into_place(temporary: Path, path: Path) -> None:
+    """Rename a complete file or folder on the same disk to ``path``; raises OSError."""
+    # Flush before the rename: after a power cut, the name must not show partial content.
+    for each in (*temporary.rglob("*"), temporary):
+        flush(each)
+    os.replace(temporary, path)
+    flush(path.parent)
+
+
+@contextlib.contextmanager
+def temporary_folder(path: Path) -> Iterator[Path]:
+    """Make a folder from :func:`temporary_beside`; remove it at the end if it is still there."""
+    folder = temporary_beside(path)
+    try:
+        folder.mkdir(parents=True)
+        yield folder
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+
+
 @contextlib.contextmanager
 def whole_folder(folder: Path) -> Iterator[Path]:
     """Yield a temporary folder to fill; rename it to ``folder`` if the block succeeds.
@@ -212,18 +229,9 @@ def whole_folder(folder: Path) -> Iterator[Path]:
     """
     folder = folder.absolute()  # the path "." has no name
     check_new(folder)
-    temporary = temporary_beside(folder)
-    try:
-        with as_user_error(f"cannot write {folder}: ", OSError):
-            temporary.mkdir(parents=True)
-            yield temporary
-            # As for a single file, flush the content before the rename and the new name after it.
-            for path in (*temporary.rglob("*"), temporary):
-                flush(path)
-            os.replace(temporary, folder)
-            flush(folder.parent)
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
+    with as_user_error(f"cannot write {folder}: ", OSError), temporary_folder(folder) as temporary:
+        yield temporary
+        move_into_place(temporary, folder)
 
 
 def check_new(path: Path) -> None:

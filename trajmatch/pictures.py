@@ -9,8 +9,7 @@ from __future__ import annotations
 import io
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, NamedTuple
 
 import torch
 from PIL import Image, ImageDraw, ImageFont
@@ -40,8 +39,7 @@ def png(image: Tensor) -> bytes:
     return encode(_to_pillow(image))
 
 
-@dataclass(frozen=True)
-class Look:
+class Look(NamedTuple):
     """Display options for the images of a set.
 
     ``clip="unit"`` shows pixel values from 0 to 1. ``clip="sigma"`` shows values up to 2.5 standard

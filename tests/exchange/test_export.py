@@ -179,7 +179,7 @@ def test_nothing_is_written_over(file, tmp_path, form) -> None:
 
 @pytest.mark.parametrize(("form", "suffix"), [("npz", ".npz"), ("torch", ".pt")])
 def test_the_name_of_the_file_says_what_it_is(form: str, suffix: str) -> None:
-    with pytest.raises(UserError, match=rf"end in {suffix} for --to {form}, but is out"):
+    with pytest.raises(UserError, match=rf"named \*{suffix} for --to {form}, but is out"):
         ExportConfig(file=Path("d"), to=form, out=Path("out"))
 
 

@@ -234,7 +234,7 @@ def test_a_large_set_gives_a_small_page(folder: Path, tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["--out", "report.txt"], "--out should end in .html"),
+        (["--out", "report.txt"], "--out should be named *.html"),
         (["--log", "/nowhere/at/all"], "cannot read the log /nowhere/at/all"),
         (["--snapshots", "/nowhere/at/all"], "/nowhere/at/all"),
         (["--evaluation", "/nowhere/at/all"], "cannot read /nowhere/at/all"),

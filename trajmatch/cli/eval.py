@@ -48,7 +48,8 @@ def _print_table(result: dict[str, Any]) -> None:
         for key in IN_TABLES:
             if (score := scores[key]) is not None:
                 diverged += score["diverged"]
-                each = " ".join(shown(score, value) for value in measured(score))
+                values = score["errors"] if "errors" in score else score["accuracies"]
+                each = " ".join(shown(score, value) for value in values)
                 maximum = _mean_and_std(score["test_max"]) if tested_often else ""
                 cells = score_cells(key, result["sets"][key], score)
                 rows.append((scores["network"], *cells, each, maximum))
@@ -67,12 +68,6 @@ def score_heads(score: dict[str, Any]) -> tuple[str, ...]:
     """Return the column heads for :func:`score_cells`, with accuracy or (for targets) error."""
     measure = ("test error",) if "errors" in score else ("test accuracy %", "% per kB")
     return ("trained on", "labels", "images", "values", "bytes", *measure)
-
-
-def measured(score: dict[str, Any]) -> list[float]:
-    """Return the accuracy (percent) or the error of each network of a score."""
-    found: list[float] = score["errors"] if "errors" in score else score["accuracies"]
-    return found
 
 
 def shown(score: dict[str, Any], value: float) -> str:

@@ -11,6 +11,7 @@ import sys
 import time
 import warnings
 from collections.abc import Iterator, Sequence
+from pkgutil import resolve_name
 from typing import Any, NamedTuple
 
 from trajmatch import interruption
@@ -25,7 +26,7 @@ class Command(NamedTuple):
     divides: bool = False  # True if several processes of torchrun can share the work
 
 
-#: Commands by name; the module of a command is ``trajmatch.cli.NAME``.
+#: Commands by name; the module of a command is ``trajmatch.cli.NAME``, unless it is in _CALLS.
 COMMANDS = {
     "expert": Command("train experts on real images and keep their trajectories", True, True),
     "distill": Command("distil a few images per class from a store of experts", True, True),
@@ -43,6 +44,14 @@ COMMANDS = {
     "recipes": Command("list the recipes of published results, or explain one"),
     "demo": Command("run every stage in two minutes, on included data", True),
     "doctor": Command("report on the installation and test it"),
+}
+
+#: Commands that print what one function returns: configuration, positional field and function.
+_CALLS = {
+    "export": ("exchange.config:ExportConfig", "file", "exchange.export:export"),
+    "push": ("exchange.config:PushConfig", "source", "exchange.hub:push"),
+    "pull": ("exchange.config:PullConfig", "source", "exchange.hub:pull"),
+    "report": ("report.config:ReportConfig", "run", "report.page:write_report"),
 }
 
 # Number of times that an OpenMP thread polls before it sleeps. A student step is many short
@@ -72,11 +81,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     if "OMP_WAIT_POLICY" not in os.environ:
         os.environ.setdefault("GOMP_SPINCOUNT", SPIN_COUNT)
     _prepare_streams()
-    return _main(list(sys.argv[1:] if argv is None else argv))
-
-
-def _main(arguments: list[str]) -> int:
-    """Run one command; see :func:`main`."""
+    arguments = list(sys.argv[1:] if argv is None else argv)
     try:
         with _plain_warnings(), interruption.signals():
             status = _dispatch(arguments)
@@ -200,7 +205,19 @@ def _dispatch(arguments: list[str]) -> int:
     from trajmatch.memory import keep_freed_memory
 
     keep_freed_memory()
+    if name in _CALLS:
+        _call(name, rest)
+        return 0
     return int(importlib.import_module(f"trajmatch.cli.{name}").run(rest) or 0)
+
+
+def _call(name: str, arguments: list[str]) -> None:
+    """Run a command of ``_CALLS``; wrong arguments are refused before its function is imported."""
+    from trajmatch.cli.arguments import parse
+
+    kind, positional, function = _CALLS[name]
+    config = parse(resolve_name(f"trajmatch.{kind}"), arguments, f"trajmatch {name}", positional)
+    print(resolve_name(f"trajmatch.{function}")(config))
 
 
 def usage() -> str:

@@ -1,18 +1,27 @@
 """Progress display: a live bar on a terminal, lines of text elsewhere."""
 
-from __future__ import annotations
-
 import time
 from collections.abc import Iterator
-from typing import TYPE_CHECKING
+from typing import Self
+
+from rich import progress
+from rich.console import Console, RenderableType
+from rich.text import Text
 
 from trajmatch.memory import device_memory, resident_memory
 from trajmatch.progress import duration
 
-if TYPE_CHECKING:
-    from rich.console import Console
-
 SECONDS_BETWEEN_LINES = 5.0
+
+
+class _WithNumbersBelow(progress.Progress):
+    """A bar with the numbers below it, because a narrow terminal lacks room beside it."""
+
+    def get_renderables(self) -> Iterator[RenderableType]:
+        """Yield the bar and the line of numbers."""
+        yield from super().get_renderables()
+        for task in self.tasks:
+            yield Text(task.fields["below"], overflow="ellipsis", no_wrap=True)
 
 
 class Progress:
@@ -26,23 +35,11 @@ class Progress:
     def __init__(
         self, total: int, title: str, quiet: bool = False, *, console: Console | None = None
     ) -> None:
-        from rich import progress
-        from rich.console import Console, RenderableType
-        from rich.text import Text
-
-        class WithNumbersBelow(progress.Progress):
-            """A bar with the numbers below it, because a narrow terminal lacks room beside it."""
-
-            def get_renderables(self) -> Iterator[RenderableType]:
-                yield from super().get_renderables()
-                for task in self.tasks:
-                    yield Text(task.fields["below"], overflow="ellipsis", no_wrap=True)
-
         self._console = console or Console(stderr=True)
         self._total, self._title, self._quiet = total, title, quiet
         self._first: tuple[float, int] | None = None  # time and units done at the first update
         self._last_line = float("-inf")
-        self._bar = WithNumbersBelow(
+        self._bar = _WithNumbersBelow(
             progress.TextColumn("{task.description}"),
             progress.BarColumn(bar_width=24),
             progress.MofNCompleteColumn(),
@@ -54,7 +51,7 @@ class Progress:
         )
         self._task = self._bar.add_task(title, total=total, pace="", below="")
 
-    def __enter__(self) -> Progress:
+    def __enter__(self) -> Self:
         self._bar.start()
         return self
 

@@ -8,9 +8,8 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
 from functools import partial
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -21,8 +20,7 @@ from trajmatch.ops import dsa_parameters
 TOLERANCE = 1e-9  # relative; the cases are small enough for rounding to stay far below it
 
 
-@dataclass(frozen=True)
-class Case:
+class Case(NamedTuple):
     """A call to compare between the operators and the reference."""
 
     shapes: list[tuple[int, ...]]  # of the random tensors to call it with

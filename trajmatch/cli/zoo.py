@@ -29,9 +29,9 @@ def run(argv: list[str]) -> None:
 
     config = parse(ZooConfig, argv, "trajmatch zoo", "name")
 
-    from trajmatch import zoo
+    from trajmatch import files, zoo
 
-    names = [config.name.removeprefix(zoo.PREFIX)] if config.name else [*zoo.index()]
+    names = [config.name.removeprefix(files.ZOO)] if config.name else [*zoo.index()]
     found = [zoo.describe(name) for name in names]
     if config.json:
         print_json(found)

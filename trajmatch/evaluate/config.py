@@ -88,8 +88,7 @@ class EvalSettings(Settings):
         """Return the protocol with the settings applied, for a step size and an augmentation."""
         paper, steps = PROTOCOLS[self.protocol], self.equal_steps
         epochs, batch_size = self.epochs or paper.epochs, self.batch_size or paper.batch_size
-        own = replace(paper, epochs=epochs, batch_size=batch_size, steps=steps)
-        return replace(own, lr=lr, dsa=dsa)
+        return replace(paper, epochs=epochs, batch_size=batch_size, steps=steps, lr=lr, dsa=dsa)
 
     def training_sets(self, soft: bool) -> list[str]:
         """Return the names of the sets to train on, in training order.

@@ -84,9 +84,8 @@ class ExportConfig(Settings):
     def __post_init__(self) -> None:
         """Check the types and the suffix of the file."""
         super().__post_init__()
-        wanted = {"npz": ".npz", "torch": ".pt"}.get(self.to)
-        if wanted is not None and self.out.suffix != wanted:
-            raise UserError(f"--out should end in {wanted} for --to {self.to}, but is {self.out}")
+        ending = {"npz": ".npz", "torch": ".pt"}.get(self.to, self.out.suffix)
+        self.expect("out", self.out.suffix == ending, f"named *{ending} for --to {self.to}")
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -6,8 +6,8 @@ import contextlib
 import errno
 import os
 import re
-import shutil
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -66,8 +66,7 @@ def push(config: PushConfig) -> str:
                 f"{repository} exists and is public, so --private cannot hide what is pushed to "
                 "it; give another repository, or make this one private on the hub"
             )
-        there = _listed(api, repository, "main")
-        stores, sets = _found(there)
+        there, stores, sets = _content(api, repository, "main")
         # A set inside the folder of a store could not be pulled.
         around = [each for each in stores if name.startswith(f"{each}/")]
         if lost := around or [each for each in sets if each.startswith(f"{name}/")]:
@@ -80,8 +79,7 @@ def push(config: PushConfig) -> str:
         old = [each for each in there if own.fullmatch(each) and each not in new]
         operations: list[Any] = [CommitOperationAdd(each, new[each]) for each in new]
         operations += map(CommitOperationDelete, old)
-        message = f"Push {name}"
-        api.create_commit(repository, operations, commit_message=message, repo_type=_KIND)
+        api.create_commit(repository, operations, commit_message=f"Push {name}", repo_type=_KIND)
     return f"hf:{repository}/{name}"
 
 
@@ -96,8 +94,7 @@ def pull(config: PullConfig) -> Path:
     with _hub(config.source, config.quiet, "nothing was pulled") as api:
         # One commit for all files, although others may push meanwhile.
         commit = api.repo_info(repository, repo_type=_KIND, revision=config.revision).sha
-        there = _listed(api, repository, commit)
-        stores, sets = _found(there)
+        there, stores, sets = _content(api, repository, commit)
         known = [*sets, *stores]
         path = path or (known[0] if len(known) == 1 else None)
         if path is None or path not in known:
@@ -111,26 +108,25 @@ def pull(config: PullConfig) -> Path:
         with locked(out):
             files.remove_leftovers(out.absolute().parent)
             _check_new(out)
-            with _download(api, out) as fetch:
+            with files.temporary_folder(out.absolute()) as folder:
+                kind = {"repo_type": _KIND, "revision": commit, "local_dir": folder}
+                fetch = partial(api.hf_hub_download, repository, **kind)
                 if path in sets:
-                    found = fetch(repository, commit, path)
+                    found = Path(fetch(path))
                 else:
-                    found = fetch(repository, commit, f"{path}/{manifest_file.NAME}").parent
+                    found = Path(fetch(f"{path}/{manifest_file.NAME}")).parent
                     names = Store(found, manifest_file.read(found)).files
                     if lacking := [each for each in names if f"{path}/{each}" not in there]:
                         raise UserError(f"{config.source} is incomplete: it lacks {lacking[0]}")
                     for each in names:
-                        fetch(repository, commit, f"{path}/{each}")
+                        fetch(f"{path}/{each}")
                 try:
                     _check(found)
                 except UserError as error:
                     told = error.in_flags.replace(f"{found}", path)
                     raise UserError(f"{config.source} cannot be used: {told}") from error
                 _check_new(out)
-                for each in (*found.rglob("*"), found):
-                    files.flush(each)
-                os.replace(found, out)
-                files.flush(out.absolute().parent)
+                files.move_into_place(found, out)
     return out
 
 
@@ -162,36 +158,16 @@ def _check_new(out: Path) -> None:
         raise UserError(f"{out} already exists; choose another name with --out")
 
 
-def _listed(api: Any, repository: str, revision: str) -> list[str]:
-    """Return the files of a repository whose names push() could have made."""
+def _content(api: Any, repository: str, revision: str) -> tuple[list[str], list[str], list[str]]:
+    """Return a repository's files that push() could have named, its stores and its sets."""
     with as_user_error("the server does not answer as the hub does: ", KeyError, TypeError):
         named = api.list_repo_files(repository, repo_type=_KIND, revision=revision)
-    return [each for each in named if re.fullmatch(_PATH, each)]
-
-
-def _found(there: list[str]) -> tuple[list[str], list[str]]:
-    """Return the expert stores and the distilled sets among the files of a repository."""
+    there = [each for each in named if re.fullmatch(_PATH, each)]
     ending = f"/{manifest_file.NAME}"
     stores = [each.removesuffix(ending) for each in there if each.endswith(ending)]
     inside = tuple(f"{store}/" for store in stores)
     sets = [each for each in there if each.endswith(".safetensors") and not each.startswith(inside)]
-    return stores, sets
-
-
-@contextlib.contextmanager
-def _download(api: Any, out: Path) -> Iterator[Any]:
-    """Yield a function that downloads a file to a hidden folder beside ``out``; remove it after."""
-    folder = files.temporary_beside(out.absolute())
-    folder.mkdir()
-
-    def fetch(repository: str, revision: str, name: str) -> Path:
-        kind = {"repo_type": _KIND, "revision": revision, "local_dir": folder}
-        return Path(api.hf_hub_download(repository, name, **kind))
-
-    try:
-        yield fetch
-    finally:
-        shutil.rmtree(folder, ignore_errors=True)
+    return there, stores, sets
 
 
 @contextlib.contextmanager
@@ -223,9 +199,8 @@ def _hub(address: str, quiet: bool, kept: str) -> Iterator[Any]:
     except errors.RevisionNotFoundError as error:
         raise UserError(f"{address}: the repository has no such --revision") from error
     except kinds as error:
-        local = getattr(error, "errno", None) in _LOCAL
         reason = " ".join(f"{error}".split()) or type(error).__name__
-        request = (
-            "the files cannot be written" if local else f"the request to {api.endpoint} failed"
-        )
-        raise UserError(f"{address}: {request}: {reason}") from error
+        failed = f"the request to {api.endpoint} failed"
+        if getattr(error, "errno", None) in _LOCAL:
+            failed = "the files cannot be written"
+        raise UserError(f"{address}: {failed}: {reason}") from error

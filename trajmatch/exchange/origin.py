@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 from trajmatch import networks
 from trajmatch.data import DSA, ChannelNormalisation, Dataset, load_dataset, zca
@@ -16,8 +15,7 @@ from trajmatch.experts.train import network_spec, recipe_of
 from trajmatch.recipes import find_recipe
 
 
-@dataclass(frozen=True)
-class Origin:
+class Origin(NamedTuple):
     """Data set, network, augmentation and recipe with which converted files were made."""
 
     # With the preprocessing of the images that the network was trained on.
@@ -46,18 +44,14 @@ def find_origin(config: ConvertConfig, lacking: Sequence[str] = ()) -> Origin:
         "--preprocessing (zca, mtt or data; or --mean and --std)": kind or config.mean,
         "--dsa (the augmentation, e.g. color_crop_cutout_flip_scale_rotate)": dsa,
     }
-    missing = [flag for flag, value in given.items() if value is None]
-    advice = ""
-    if missing:
-        advice = "; --recipe (e.g. mtt/cifar10/ipc10) replaces --network, --preprocessing and --dsa"
-    if config.data is None:
-        missing.insert(0, "--data (the data set, e.g. cifar10:ROOT)")
-    missing += lacking
+    in_recipes = [flag for flag, value in given.items() if value is None]
+    data = ["--data (the data set, e.g. cifar10:ROOT)"] if config.data is None else []
+    missing = [*data, *in_recipes, *lacking]
     # The type checker needs the first two conditions, although ``missing`` covers them.
     if config.data is None or dsa is None or missing:
-        raise UserError(
-            f"{config.source} lacks information; also give {', '.join(missing)}{advice}"
-        )
+        advice = "; --recipe (e.g. mtt/cifar10/ipc10) replaces --network, --preprocessing and --dsa"
+        wanted = ", ".join(missing) + (advice if in_recipes else "")
+        raise UserError(f"{config.source} lacks information; also give {wanted}")
     dataset = load_dataset(config.data)
     with as_user_error():
         if config.network is None and expert is not None:

@@ -52,10 +52,8 @@ def find_images(source: Path) -> Path | None:
 def to_artifact(config: ConvertConfig, images_file: Path) -> str:
     """Convert an images file, and the labels and step size beside it, to a distilled set."""
     artifact.warn_of_ending(config.out)
-    labels_file, lr_file = (
-        images_file.with_name(images_file.name.replace("images", name, 1))
-        for name in ("labels", "lr")
-    )
+    ending = images_file.name.removeprefix("images")
+    labels_file, lr_file = (images_file.with_name(kind + ending) for kind in ("labels", "lr"))
     if not labels_file.is_file():
         raise UserError(
             f"{images_file} has no labels beside it; put them there as {labels_file.name}"

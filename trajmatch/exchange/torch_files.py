@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-from trajmatch.errors import UserError
+from trajmatch.errors import UserError, as_user_error
 
 
 def load(path: Path) -> Any:
@@ -18,7 +18,7 @@ def load(path: Path) -> Any:
     holds a bytearray or anything that ``weights_only`` refuses.
     """
     try:
-        with zipfile.ZipFile(path) as archive:
+        with as_user_error(f"cannot read {path}: ", OSError), zipfile.ZipFile(path) as archive:
             entries, size = archive.infolist(), path.stat().st_size
             # torch.save does not compress, so content larger than the file marks a zip bomb.
             if sum(entry.file_size for entry in entries) > size:
@@ -32,11 +32,9 @@ def load(path: Path) -> Any:
                 raise UserError(
                     f"{path} holds a bytearray; only tensors, lists and numbers are accepted"
                 )
-        return torch.load(path, map_location="cpu", weights_only=True, mmap=True)
+            return torch.load(path, map_location="cpu", weights_only=True, mmap=True)
     except UserError:
         raise
-    except OSError as error:
-        raise UserError(f"cannot read {path}: {error.strerror or error}") from error
     except Exception as error:  # a damaged pickle can raise anything
         raise UserError(
             f"{path} is truncated, damaged, written by PyTorch before 1.6 (re-save it with "

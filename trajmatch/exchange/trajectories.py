@@ -104,10 +104,7 @@ def to_store(config: ConvertConfig, paths: list[Path], progress: ProgressLike) -
                     images, labels = dataset.test_images[some], dataset.test_labels[some]
                     measured = accuracy(model, images, labels, normalise=dataset.normalise)
                 # Record, as `trajmatch expert` does, how far the parameters move in each epoch.
-                moved = [
-                    (end - start).norm(dtype=torch.float64).item()
-                    for start, end in itertools.pairwise(rows)
-                ]
+                moved = [step.norm(dtype=torch.float64).item() for step in rows.diff(dim=0)]
                 store.write_expert(done, rows[kept], {"displacement": moved})
                 done += 1
             progress.update(number)

@@ -6,7 +6,6 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from trajmatch import files
-from trajmatch.errors import UserError
 from trajmatch.run_folder import RunFolder
 from trajmatch.schema import Settings
 
@@ -31,8 +30,7 @@ class ReportConfig(Settings):
     def __post_init__(self) -> None:
         """Check the fields, and that the name of the report ends in .html or .htm."""
         super().__post_init__()
-        if self.report.suffix.lower() not in (".html", ".htm"):
-            raise UserError(f"--out should end in .html, but is {self.out}")
+        self.expect("out", self.report.suffix.lower() in (".html", ".htm"), "named *.html")
 
     @property
     def artifact(self) -> Path:
@@ -42,10 +40,9 @@ class ReportConfig(Settings):
     @property
     def report(self) -> Path:
         """Path of the report."""
-        if self.out is not None:
-            return self.out
         folder = RunFolder(self.run)
-        return folder.report if self.run.is_dir() else files.beside(self.run, ".html")
+        default = folder.report if self.run.is_dir() else files.beside(self.run, ".html")
+        return self.out or default
 
     @property
     def summary(self) -> Path | None:

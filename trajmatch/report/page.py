@@ -20,14 +20,15 @@ from trajmatch.report.run import Run
 _NOT_TEXT = re.compile("[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f\ud800-\udfff\ufffe\uffff]")
 
 
-def write_report(config: ReportConfig) -> None:
-    """Write the report of a run; equal runs give equal bytes.
+def write_report(config: ReportConfig) -> Path:
+    """Write the report of a run and return its path; equal runs give equal bytes.
 
     Raises UserError if a file is missing, damaged or from another run, or cannot be written.
     """
     content = page(runs.read(config))
     files.check_writable(config.report.parent)
     files.write_text(config.report, content)
+    return config.report
 
 
 def page(run: Run) -> str:

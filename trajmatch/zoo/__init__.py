@@ -24,9 +24,6 @@ from trajmatch.data.zca import ZCA, fit
 from trajmatch.errors import UserError, as_user_error, closest
 from trajmatch.schema import convert
 
-#: Prefix of the name of a set (``zoo:NAME``) where a command expects a file.
-PREFIX = files.ZOO
-
 #: Environment variable with the cache folder; the default is ``trajmatch`` in the user's cache.
 CACHE_VARIABLE = "TRAJMATCH_CACHE"
 
@@ -109,9 +106,9 @@ def load(file: files.PathLike, data: str | None = None) -> Artifact:
             missing or another one.
     """
     given = os.fspath(file)
-    if not given.startswith(PREFIX):
+    if not given.startswith(files.ZOO):
         return artifact.load(file)
-    path, entry = find(given.removeprefix(PREFIX))
+    path, entry = find(given.removeprefix(files.ZOO))
     kept, sketch, description = _read(path)
     if sketch is None:
         return kept
