@@ -60,6 +60,15 @@ struct ClassifierWeightGradient {
   T* grad_bias;    // [K]
 };
 
+// The gradients of a call: one df, or two (df and df'), and dW. On CUDA they share a launch.
+template <class T>
+struct ClassifierBackward {
+  static constexpr int kMost = 2;
+  ClassifierInputGradient<T> input[kMost];
+  int inputs;
+  ClassifierWeightGradient<T> weight;
+};
+
 namespace cpu {
 // Images [begin, end) of the batch.
 template <class T>
@@ -77,9 +86,7 @@ namespace cuda {
 template <class T>
 void launch_classifier_forward(const ClassifierForward<T>& params, Stream stream);
 template <class T>
-void launch_classifier_input_gradient(const ClassifierInputGradient<T>& params, Stream stream);
-template <class T>
-void launch_classifier_weight_gradient(const ClassifierWeightGradient<T>& params, Stream stream);
+void launch_classifier_backward(const ClassifierBackward<T>& params, Stream stream);
 }  // namespace cuda
 
 }  // namespace trajmatch

@@ -25,6 +25,7 @@
 #include <cstdint>
 
 #include "core/macros.h"
+#include "core/share_sums.h"
 
 namespace trajmatch {
 
@@ -83,16 +84,25 @@ struct FirstLayerTangent {
   float* projection;    // [K, B, C]
 };
 
-// The outputs of a backward pass. The partial buffers hold one share per image or tile; the grad
-// buffers hold their sums.
-struct FirstLayerGradients {
-  float* partial_affine;    // [K, B, 2, C] workspace
-  float* partial_weight;    // [K, B, C, I, 3, 3] workspace
-  float* partial_images;    // [tiles, K, B, S, S, I] workspace, null if grad_images is
-  float* grad_weight;       // [C, I, 3, 3]; K of these three, spaced like the parameters
-  float* grad_norm_weight;  // [C]
-  float* grad_norm_bias;    // [C]
-  float* grad_images;       // [K, B, S, S, I], or null if not wanted
+// The outputs of a backward pass: shares of the gradients, one per image or tile.
+struct FirstLayerShares {
+  float* affine;  // [K, B, 2, C]
+  float* weight;  // [K, B, C, I, 3, 3]
+  float* images;  // [tiles, K, B, S, S, I], or null if not wanted
+
+  // How the shares add up to the gradients of norm weights and biases, weights and images.
+  ShareSum<float> sum_affine(const FirstLayerShape& shape, int64_t which, float* to) const {
+    const int64_t c = shape.channels, row = 2 * c;
+    return {affine + which * c, to, shape.batch, row, c, shape.batch * row, shape.parameter_stride};
+  }
+  ShareSum<float> sum_weight(const FirstLayerShape& shape, float* to) const {
+    const int64_t size = shape.channels * shape.taps();
+    return {weight, to, shape.batch, size, size, shape.batch * size, shape.parameter_stride};
+  }
+  ShareSum<float> sum_images(const FirstLayerShape& shape, bool tangent, float* to) const {
+    const int64_t size = shape.batch * shape.image_size();
+    return {images, to, shape.tiles(tangent), shape.trajectories * size, size, size, size};
+  }
 };
 
 struct FirstLayerBackward {
@@ -100,7 +110,7 @@ struct FirstLayerBackward {
   const float* mean;      // [K, B, C]
   const float* rstd;      // [K, B, C]
   const float* grad_out;  // [K, B, O/2, O/2, C]
-  FirstLayerGradients out;
+  FirstLayerShares out;
 };
 
 // All results are the tangents of the results of the backward pass.
@@ -111,7 +121,7 @@ struct FirstLayerBackwardTangent {
   const float* projection;        // [K, B, C]
   const float* grad_out;          // [K, B, O/2, O/2, C]
   const float* grad_out_tangent;  // [K, B, O/2, O/2, C]
-  FirstLayerGradients out;
+  FirstLayerShares out;
 };
 
 namespace cuda {

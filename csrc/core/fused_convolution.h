@@ -24,6 +24,7 @@
 #include <cstdint>
 
 #include "core/macros.h"
+#include "core/share_sums.h"
 
 namespace trajmatch {
 
@@ -62,7 +63,7 @@ struct FusedConvolutionShape {
   }
 };
 
-// Reorders the weights [K, C, C, 3, 3] into [K, 9 C^2], the order that the kernels read: for every
+// Reorders weights [K, C, C, 3, 3] into [K, 9 C^2], the order that the kernels read: for every
 // 16 input channels and every row of taps, [3 taps, 4 groups, C outputs, 4 inputs of the group].
 // For kFp16: 32 input channels and groups of 8, stored as halves, two per float.
 struct PackConvolution {
@@ -125,8 +126,8 @@ struct FusedBlockTangent {
   float* projection;            // [K, B, C]
 };
 
-// Gradient in the weights. All thread blocks of a split work on the same images. A block of fewer
-// than 128 channels has spare warps, which divide the pixels into parts.
+// Shares of the gradient in the weights. All thread blocks of a split work on the same images. A
+// block of fewer than 128 channels has spare warps, which divide the pixels into parts.
 struct FusedConvolutionWeight {
   struct Pair {
     const float* x;       // [K, B, S, S, C]
@@ -139,9 +140,13 @@ struct FusedConvolutionWeight {
   int64_t splits;    // 1 to B
   int pairs;         // 1 or 2
   Pair pair[2];
-  float* partial;            // [K, splits * parts, 3, 3, in, out] workspace
-  float* grad_weight;        // [C, C, 3, 3], K of them
-  int64_t parameter_stride;  // elements between the gradients of two trajectories
+  float* partial;  // [K, splits * parts, 3, 3, in, out] shares of the gradient
+
+  // How the shares add up to the gradients [C, C, 3, 3] of K trajectories, `stride` apart.
+  ShareSum<float> sum(float* grad_weight, int64_t stride) const {
+    const int64_t size = shape.weight_size(), shares = splits * parts(shape.channels);
+    return {partial, grad_weight, shares, size, size, shares * size, stride, shape.channels};
+  }
 
   static int64_t block_inputs(int64_t channels) { return channels < 64 ? channels : 64; }
   static int64_t parts(int64_t channels) {
@@ -156,11 +161,18 @@ struct FusedConvolutionWeight {
   }
 };
 
+// What one launch reorders, for the same number of trajectories.
+struct PackConvolutions {
+  static constexpr int kMost = 16;
+  PackConvolution each[kMost];
+  int count;
+};
+
 namespace cuda {
 // True if the current device has enough shared memory for the kernels. Holds for any batch.
 bool fused_convolution_fits_device(const FusedConvolutionShape& shape, ProductKind forward_kind,
                                    ProductKind kind);
-void launch_pack_convolution(const PackConvolution& params, Stream stream);
+void launch_pack_convolutions(const PackConvolutions& params, Stream stream);
 void launch_fused_convolution(const FusedConvolution& params, Stream stream);
 void launch_fused_block_forward(const FusedBlockForward& params, Stream stream);
 void launch_fused_block_tangent(const FusedBlockTangent& params, Stream stream);

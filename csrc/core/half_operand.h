@@ -22,7 +22,7 @@ namespace trajmatch {
 constexpr int64_t kMagnitudes = 128;
 
 struct MeasureMagnitudes {
-  static constexpr int kMost = 2;
+  static constexpr int kMost = 16;
   struct Measured {
     const float* x;  // [size], K of them
     int64_t size;

@@ -27,6 +27,7 @@
 
 #include "core/activation.h"
 #include "core/macros.h"
+#include "core/share_sums.h"
 
 namespace trajmatch {
 
@@ -77,6 +78,15 @@ struct NormActPoolShape {
     return count == 1 ? 0 : trajectories * (over_batch ? 1 : batch) * count * 4 * channels;
   }
   int64_t images() const { return trajectories * batch; }
+  // CUDA: how the shares `partial` of all images, [K, B, 2, A], add up to the gradient of the
+  // weight
+  // (`which` 0) or of the bias (1).
+  template <class T>
+  ShareSum<T> affine_sum(const T* partial, int64_t which, T* to) const {
+    const int64_t size = affine_size(), images_each = over_batch ? 1 : batch;
+    return {partial + which * size, to, images_each, 2 * size, size, images_each * 2 * size,
+            parameter_stride};
+  }
   // Number of means.
   int64_t statistics() const { return trajectories * (over_batch ? 1 : batch) * groups; }
   TM_HD int64_t pixels() const { return height * width; }
@@ -109,10 +119,9 @@ struct NormActPoolBackward {
   const T* rstd;           // [B, G]
   const T* grad_out;       // [B, Ho, Wo, C]
   T* grad_x;               // [B, H, W, C]
-  T* partial_grad_affine;  // [B, 2, A] workspace: the share of each image in the gradients of
-                           // weight and bias
-  T* grad_weight;          // [A], or null together with grad_bias: then neither is computed and the
-                           // workspace is not used
+  T* partial_grad_affine;  // [B, 2, A] the share of each image in the gradients of weight and bias,
+                           // or null if they are not wanted
+  T* grad_weight;          // [A], or null together with grad_bias: then the shares are not added up
   T* grad_bias;            // [A]
   double* sums = nullptr;  // [sums_size()] workspace, CUDA only; null: one block per image and tile
 };
@@ -151,7 +160,7 @@ struct NormActPoolBackwardTangent {
   const T* grad_out_tangent;  // [B, Ho, Wo, C], or null (0)
   T* grad_x;               // [B, H, W, C] the primal gradient; null if not wanted, not over_batch
   T* grad_x_tangent;       // [B, H, W, C]
-  T* partial_grad_affine;  // [B, 2, A] workspace, as in the backward pass
+  T* partial_grad_affine;  // [B, 2, A], as in the backward pass
   T* grad_weight_tangent;  // [A], or null together with grad_bias_tangent
   T* grad_bias_tangent;    // [A]
   double* sums = nullptr;  // [sums_size()] workspace, CUDA only; null: one block per image and tile

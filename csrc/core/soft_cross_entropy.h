@@ -48,8 +48,8 @@ struct SoftCrossEntropyInputs {
 template <class T>
 struct SoftCrossEntropyForward {
   SoftCrossEntropyInputs<T> in;
-  T* row_loss;  // [B] workspace
-  T* loss;      // [], one per trajectory
+  T* row_loss;  // [B] the share of each row
+  T* loss;      // [], one per trajectory; null on CUDA: the shares are not added up
 };
 
 template <class T>
@@ -64,8 +64,8 @@ struct SoftCrossEntropyBackwardTangent {
   SoftCrossEntropyInputs<T> in;
   const T* logits_tangent;  // [B, K], or null (0)
   const T* target_tangent;  // [B, K], or null (0)
-  T* row_directional;       // [B] workspace
-  T* directional;           // [], one per trajectory: tangent of the loss
+  T* row_directional;       // [B] the share of each row
+  T* directional;           // [], one per trajectory: tangent of the loss; may be null as `loss`
   T* grad_logits_tangent;   // [B, K]
   T* grad_target_tangent;   // [B, K], or null if not wanted
 };

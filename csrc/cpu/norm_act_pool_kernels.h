@@ -221,7 +221,7 @@ void backward(const NormActPoolBackward<T>& p, int64_t begin, int64_t end, NormP
     pass.grad_y = x.place(p.grad_x, i);
     images.clear_affine_gradient();
     norm_backward(pass);
-    if (p.grad_weight != nullptr) images.write_affine_gradient(i, p.partial_grad_affine);
+    if (p.partial_grad_affine != nullptr) images.write_affine_gradient(i, p.partial_grad_affine);
     if (images.only_sums(i)) continue;
     x.write(p.grad_x, i);
   }
@@ -267,7 +267,7 @@ void backward_tangent(const NormActPoolBackwardTangent<T>& p, int64_t begin, int
     pass.grad_y_tangent = x_tangent.place(p.grad_x_tangent, i);
     images.clear_affine_gradient();
     norm_backward_tangent(pass);
-    if (p.grad_weight_tangent != nullptr) images.write_affine_gradient(i, p.partial_grad_affine);
+    if (p.partial_grad_affine != nullptr) images.write_affine_gradient(i, p.partial_grad_affine);
     if (images.only_sums(i)) continue;
     if (p.grad_x != nullptr) x.write(p.grad_x, i);
     x_tangent.write(p.grad_x_tangent, i);

@@ -7,28 +7,8 @@
 // another.
 
 #include "cuda/first_layer_backward.cuh"
-#include "cuda/sum_shares.cuh"
 
 namespace trajmatch::cuda {
-
-namespace first_layer {
-
-void launch_first_layer_sums(const FirstLayerShape& shape, bool tangent,
-                             const FirstLayerGradients& out, Stream stream) {
-  const int64_t c = shape.channels, weights = c * shape.taps(), batch = shape.batch;
-  const int64_t images = batch * shape.image_size(), stride = shape.parameter_stride;
-  ShareSums sums{
-      {{out.partial_weight, out.grad_weight, batch, weights, weights, batch * weights, stride},
-       {out.partial_affine, out.grad_norm_weight, batch, 2 * c, c, batch * 2 * c, stride},
-       {out.partial_affine + c, out.grad_norm_bias, batch, 2 * c, c, batch * 2 * c, stride},
-       {out.partial_images, out.grad_images, shape.tiles(tangent), shape.trajectories * images,
-        images, images, images}},
-      out.grad_images == nullptr ? 3 : 4,
-      shape.trajectories};
-  launch_sum_shares(sums, stream);
-}
-
-}  // namespace first_layer
 
 namespace {
 
@@ -48,7 +28,7 @@ __global__ void __launch_bounds__(kThreads, 2) first_layer_backward_kernel(First
   load_grads(grad_out + 8, pitch, memory.grads + kWindows * kThreads);
   load_image<channels>(shape, p.in.images + part.image * shape.image_size(), memory.image);
   memory.taps.load(part, p.in.weight + offset, nullptr);
-  if (p.out.grad_images != nullptr) {
+  if (p.out.images != nullptr) {
     load_image_weights<channels>(part, p.in.weight + offset, nullptr, memory.image_weights);
   }
   __syncthreads();
@@ -88,8 +68,8 @@ __global__ void __launch_bounds__(kThreads, 2) first_layer_backward_kernel(First
     const float weight = p.in.norm_weight[c], bias = p.in.norm_bias[c];
     const float sum = sums.get(2 * r), product = sums.get(2 * r + 1);
     if (part.leads()) {
-      float* const affine = p.out.partial_affine + 2 * part.image * shape.channels +
-                            part.first_channel + part.g + 8 * r;
+      float* const affine =
+          p.out.affine + 2 * part.image * shape.channels + part.first_channel + part.g + 8 * r;
       affine[0] = product;
       affine[shape.channels] = sum;
     }
@@ -107,13 +87,12 @@ __global__ void __launch_bounds__(kThreads, 2) first_layer_backward_kernel(First
     }
   }
   weight_gradient<channels>(part, memory, y,
-                            p.out.partial_weight + part.image * shape.channels * 9 * channels);
-  if (p.out.grad_images != nullptr) {
+                            p.out.weight + part.image * shape.channels * 9 * channels);
+  if (p.out.images != nullptr) {
     const int64_t images = shape.trajectories * shape.batch;
     __syncthreads();
-    image_gradient<channels>(
-        shape, part, memory, y,
-        p.out.partial_images + (part.tile * images + part.image) * shape.image_size());
+    image_gradient<channels>(shape, part, memory, y,
+                             p.out.images + (part.tile * images + part.image) * shape.image_size());
   }
 }
 
@@ -131,7 +110,6 @@ void launch_first_layer_backward(const FirstLayerBackward& params, Stream stream
     constexpr size_t kBytes = BackwardMemory<channels()>::kBytes;
     allow_dynamic_shared(first_layer_backward_kernel<channels()>, kBytes);
     TM_LAUNCH(first_layer_backward_kernel<channels()>, grid, kThreads, kBytes, stream, params);
-    launch_first_layer_sums(params.in.shape, false, params.out, stream);
   });
 }
 

@@ -214,8 +214,4 @@ __device__ __forceinline__ void image_gradient(const FirstLayerShape& shape,
   }
 }
 
-// The second launch of both passes: adds up the partial sums of all blocks.
-void launch_first_layer_sums(const FirstLayerShape& shape, bool tangent,
-                             const FirstLayerGradients& out, Stream stream);
-
 }  // namespace trajmatch::cuda::first_layer

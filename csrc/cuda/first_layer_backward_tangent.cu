@@ -29,7 +29,7 @@ __global__ void __launch_bounds__(kThreads, 2)
   load_grads(p.grad_out_tangent + pooled, pitch, memory.grads + kWindows * kThreads);
   load_image<channels>(shape, p.in.images + part.image * shape.image_size(), memory.image);
   memory.taps.load(part, p.in.weight + offset, tangents.weight_tangent + offset);
-  if (p.out.grad_images != nullptr) {
+  if (p.out.images != nullptr) {
     load_image_weights<channels>(part, p.in.weight + offset, tangents.weight_tangent + offset,
                                  memory.image_weights);
   }
@@ -72,7 +72,7 @@ __global__ void __launch_bounds__(kThreads, 2)
   for (int n = 0; n < 4; ++n) own_sums[n] = sums.get(n);
   if (part.leads()) {
     float* const affine =
-        p.out.partial_affine + 2 * part.image * shape.channels + part.first_channel + part.g;
+        p.out.affine + 2 * part.image * shape.channels + part.first_channel + part.g;
     affine[0] = own_sums[3];
     affine[shape.channels] = own_sums[2];
   }
@@ -102,13 +102,12 @@ __global__ void __launch_bounds__(kThreads, 2)
     }
   }
   weight_gradient<channels>(part, memory, y,
-                            p.out.partial_weight + part.image * shape.channels * 9 * channels);
-  if (p.out.grad_images != nullptr) {
+                            p.out.weight + part.image * shape.channels * 9 * channels);
+  if (p.out.images != nullptr) {
     const int64_t images = shape.trajectories * shape.batch;
     __syncthreads();
-    image_gradient<channels>(
-        shape, part, memory, y,
-        p.out.partial_images + (part.tile * images + part.image) * shape.image_size());
+    image_gradient<channels>(shape, part, memory, y,
+                             p.out.images + (part.tile * images + part.image) * shape.image_size());
   }
 }
 
@@ -120,7 +119,6 @@ void launch_first_layer_backward_tangent(const FirstLayerBackwardTangent& params
     allow_dynamic_shared(first_layer_backward_tangent_kernel<channels()>, kBytes);
     TM_LAUNCH(first_layer_backward_tangent_kernel<channels()>, grid, kThreads, kBytes, stream,
               params);
-    launch_first_layer_sums(params.in.shape, true, params.out, stream);
   });
 }
 

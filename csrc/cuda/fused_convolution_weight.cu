@@ -18,7 +18,6 @@
 #include "core/fused_convolution.h"
 #include "cuda/convolution_pipeline.cuh"
 #include "cuda/half_operand.cuh"
-#include "cuda/sum_shares.cuh"
 #include "cuda/weight_gradient_products.cuh"
 
 namespace trajmatch::cuda {
@@ -162,12 +161,6 @@ void launch_fused_convolution_weight(const FusedConvolutionWeight& params, Strea
     allow_dynamic_shared(fused_convolution_weight_kernel<side(), channels(), kind()>, S::kBytes);
     TM_LAUNCH((fused_convolution_weight_kernel<side(), channels(), kind()>), grid, kThreads,
               S::kBytes, stream, params);
-    const int64_t size = shape.weight_size(), shares = params.splits * S::kParts;
-    launch_sum_shares({{{params.partial, params.grad_weight, shares, size, size, shares * size,
-                         params.parameter_stride, channels()}},
-                       1,
-                       shape.trajectories},
-                      stream);
   });
 }
 

@@ -37,13 +37,9 @@ __device__ __forceinline__ float largest_of(const T* x, int64_t count) {
 
 __global__ void __launch_bounds__(kMeasureThreads) measure_magnitudes_kernel(MeasureMagnitudes p) {
   TM_SHARED(float, warps, kMeasureThreads / kWarpSize);
-  // Select by comparison. A run-time index would make the compiler copy the kernel parameters to
-  // local memory.
-  const bool second = blockIdx.y == 1;
-  const int64_t size = second ? p.each[1].size : p.each[0].size;
-  const float* const x = (second ? p.each[1].x : p.each[0].x) +
-                         blockIdx.z * (second ? p.each[1].stride : p.each[0].stride);
-  float* const magnitudes = second ? p.each[1].magnitudes : p.each[0].magnitudes;
+  const int64_t size = p.each[blockIdx.y].size;
+  const float* const x = p.each[blockIdx.y].x + blockIdx.z * p.each[blockIdx.y].stride;
+  float* const magnitudes = p.each[blockIdx.y].magnitudes;
   const bool in_fours = size % 4 == 0 && reinterpret_cast<uintptr_t>(x) % sizeof(float4) == 0;
   const float largest = warp_max(in_fours ? largest_of(reinterpret_cast<const float4*>(x), size / 4)
                                           : largest_of(x, size));
@@ -56,6 +52,8 @@ __global__ void __launch_bounds__(kMeasureThreads) measure_magnitudes_kernel(Mea
 }
 
 __global__ void __launch_bounds__(kElementwiseThreads) round_to_half_kernel(RoundToHalf p) {
+  // Select by comparison. A run-time index would make the compiler copy these kernel parameters to
+  // local memory.
   const bool second = blockIdx.y == 1;
   const float* const x = (second ? p.each[1].x : p.each[0].x) + blockIdx.z * p.size;
   float* const halves = (second ? p.each[1].halves : p.each[0].halves) + blockIdx.z * p.size / 2;

@@ -12,7 +12,6 @@
 // general kernel reads its inputs twice.
 
 #include "core/norm_act_pool.h"
-#include "cuda/norm_act_pool_affine.cuh"
 #include "cuda/norm_act_pool_dispatch.cuh"
 
 namespace trajmatch::cuda {
@@ -40,7 +39,7 @@ __global__ void __launch_bounds__(kPlaneThreads<T>, 1)
   const T* const grad_out =
       p.grad_out + part.image * shape.out_height() * shape.out_width() * shape.channels;
   T* const grad_x = p.grad_x + in_image;
-  const bool want_affine = p.grad_weight != nullptr;
+  const bool want_affine = p.partial_grad_affine != nullptr;
   const bool elementwise = !held && shape.elementwise;
   const bool has_norm = shape.groups > 0;
   const T mean = has_norm ? p.mean[part.group] : T(0);
@@ -154,8 +153,13 @@ void launch_norm_act_pool_backward(const NormActPoolBackward<T>& params, Stream 
                   plan.threads(), plan.shared_bytes(2), stream, params, plan.tiling, activation);
       });
   if (params.grad_weight == nullptr) return;
-  launch_sum_partial_affine(params.shape, params.partial_grad_affine, params.grad_weight,
-                            params.grad_bias, stream);
+  const NormActPoolShape& shape = params.shape;
+  const T* const partial = params.partial_grad_affine;
+  launch_sum_shares<T>({{shape.affine_sum(partial, 0, params.grad_weight),
+                         shape.affine_sum(partial, 1, params.grad_bias)},
+                        2,
+                        shape.trajectories},
+                       stream);
 }
 
 template void launch_norm_act_pool_backward(const NormActPoolBackward<float>&, Stream);

@@ -13,7 +13,6 @@
 // microseconds. The general kernel reads its inputs twice.
 
 #include "core/norm_act_pool.h"
-#include "cuda/norm_act_pool_affine.cuh"
 #include "cuda/norm_act_pool_dispatch.cuh"
 
 namespace trajmatch::cuda {
@@ -60,7 +59,7 @@ __global__ void __launch_bounds__(kPlaneThreads<T>, 1)
   const T* const x = p.x + in_image;
   const T* const x_tangent = p.x_tangent + in_image;
   const T* const grad_out = p.grad_out + out_image;
-  const bool want_affine = p.grad_weight_tangent != nullptr;
+  const bool want_affine = p.partial_grad_affine != nullptr;
   const bool elementwise = !held && shape.elementwise;
   const bool has_norm = shape.groups > 0;
   const T mean = has_norm ? p.mean[part.group] : T(0);
@@ -212,8 +211,13 @@ void launch_norm_act_pool_backward_tangent(const NormActPoolBackwardTangent<T>& 
                   plan.threads(), plan.shared_bytes(4), stream, params, plan.tiling, activation);
       });
   if (params.grad_weight_tangent == nullptr) return;
-  launch_sum_partial_affine(params.shape, params.partial_grad_affine, params.grad_weight_tangent,
-                            params.grad_bias_tangent, stream);
+  const NormActPoolShape& shape = params.shape;
+  const T* const partial = params.partial_grad_affine;
+  launch_sum_shares<T>({{shape.affine_sum(partial, 0, params.grad_weight_tangent),
+                         shape.affine_sum(partial, 1, params.grad_bias_tangent)},
+                        2,
+                        shape.trajectories},
+                       stream);
 }
 
 template void launch_norm_act_pool_backward_tangent(const NormActPoolBackwardTangent<float>&,

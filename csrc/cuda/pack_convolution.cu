@@ -1,9 +1,11 @@
 // Reorders convolution weights into the layout that the fused kernels read
 // (core/fused_convolution.h).
 //
-// One thread per packed word: one float32 weight, or two fp16 weights. Deterministic. No argument
-// may alias another. Bytes per weight: 4 read, and 4 or 2 written. At C = 128 this takes about a
-// microsecond, including the cost of the strided reads.
+// One thread per packed word: one float32 weight, or two fp16 weights. One launch takes the weights
+// of all layers. Deterministic. No argument may alias another. Bytes per weight: 4 read, and 4 or 2
+// written. At C = 128 this takes about a microsecond, including the cost of the strided reads.
+
+#include <algorithm>
 
 #include "core/fused_convolution.h"
 #include "cuda/elementwise.cuh"
@@ -20,7 +22,7 @@ __device__ __forceinline__ float weight_at(const PackConvolution& p, int64_t inp
                   : weight[(output * p.shape.channels + input) * 9 + tap];
 }
 
-__global__ void __launch_bounds__(kElementwiseThreads) pack_convolution_kernel(PackConvolution p) {
+__device__ __forceinline__ void pack(const PackConvolution& p) {
   const int64_t channels = p.shape.channels, size = p.shape.weight_size();
   float* const packed = p.packed + blockIdx.z * size;
   for_each_element(size, [&](int64_t i) {
@@ -31,7 +33,7 @@ __global__ void __launch_bounds__(kElementwiseThreads) pack_convolution_kernel(P
   });
 }
 
-__global__ void __launch_bounds__(kElementwiseThreads) pack_in_halves_kernel(PackConvolution p) {
+__device__ __forceinline__ void pack_in_halves(const PackConvolution& p) {
   const int64_t channels = p.shape.channels, size = p.shape.weight_size() / 2;
   const PowerOfTwo scale(scale_exponent(p.magnitudes, blockIdx.z));
   float* const packed = p.packed + blockIdx.z * size;
@@ -45,16 +47,27 @@ __global__ void __launch_bounds__(kElementwiseThreads) pack_in_halves_kernel(Pac
   });
 }
 
+__global__ void __launch_bounds__(kElementwiseThreads)
+    pack_convolutions_kernel(PackConvolutions p) {
+  const PackConvolution& own = p.each[blockIdx.y];
+  if (own.kind == ProductKind::kFp16) {
+    pack_in_halves(own);
+  } else {
+    pack(own);
+  }
+}
+
 }  // namespace
 
-void launch_pack_convolution(const PackConvolution& params, Stream stream) {
-  const int64_t size = PackConvolution::packed_size(params.shape, params.kind);
-  const dim3 grid(elementwise_blocks(size), 1, grid_size(params.shape.trajectories));
-  if (params.kind == ProductKind::kFp16) {
-    TM_LAUNCH(pack_in_halves_kernel, grid, kElementwiseThreads, 0, stream, params);
-  } else {
-    TM_LAUNCH(pack_convolution_kernel, grid, kElementwiseThreads, 0, stream, params);
+void launch_pack_convolutions(const PackConvolutions& params, Stream stream) {
+  int64_t largest = 0;
+  for (int i = 0; i < params.count; ++i) {
+    const PackConvolution& own = params.each[i];
+    largest = std::max(largest, PackConvolution::packed_size(own.shape, own.kind));
   }
+  const dim3 grid(elementwise_blocks(largest), grid_size(params.count),
+                  grid_size(params.each[0].shape.trajectories));
+  TM_LAUNCH(pack_convolutions_kernel, grid, kElementwiseThreads, 0, stream, params);
 }
 
 }  // namespace trajmatch::cuda

@@ -1,14 +1,12 @@
-// Adds up the partial sums (shares) that the blocks of other kernels wrote: gradients over images,
-// splits or tiles.
+// Adds up the partial sums (shares) that the blocks of other kernels wrote (core/share_sums.h).
 //
-// A block takes 32 elements: 32 lanes on neighbouring elements times 8 rows of threads. Each row
-// adds every eighth share, then the 8 row sums are added in order. All sums are float64.
-// Deterministic. No argument may alias another.
+// A block takes 32 elements of one sum: 32 lanes on neighbouring elements times 8 rows of threads.
+// Each row adds every eighth share, then the 8 row sums are added in order. All sums are float64.
+// Every sum has as many blocks as it needs, so that none is idle. Deterministic.
 //
-// Bytes per element: 4 read for every share, 4 written.
+// Bytes per element in float32: 4 read for every share, 4 written.
 
-#include "cuda/sum_shares.cuh"
-
+#include "core/share_sums.h"
 #include "cuda/reduce.cuh"
 
 namespace trajmatch::cuda {
@@ -16,12 +14,22 @@ namespace {
 
 constexpr int kRows = 8;
 
-__global__ void __launch_bounds__(kWarpSize* kRows) sum_shares_kernel(ShareSums p) {
+template <class T>
+struct Launch {
+  ShareSums<T> sums;
+  unsigned first_block[ShareSums<T>::kMost];  // of each sum
+};
+
+template <class T>
+__global__ void __launch_bounds__(kWarpSize* kRows) sum_shares_kernel(Launch<T> p) {
   TM_SHARED(double, sums, kRows* kWarpSize);
-  const ShareSum own = p.each[blockIdx.y];
+  int which = 0;
+  while (which + 1 < p.sums.count && blockIdx.x >= p.first_block[which + 1]) ++which;
+  const ShareSum<T> own = p.sums.each[which];
   const int lane = static_cast<int>(threadIdx.x), row = static_cast<int>(threadIdx.y);
-  const int64_t element = static_cast<int64_t>(blockIdx.x) * kWarpSize + lane;
-  const float* const shares = own.shares + blockIdx.z * own.shares_stride + element;
+  const int64_t element =
+      static_cast<int64_t>(blockIdx.x - p.first_block[which]) * kWarpSize + lane;
+  const T* const shares = own.shares + blockIdx.z * own.shares_stride + element;
   double sum = 0.0;
   if (element < own.size) {
     for (int64_t share = row; share < own.rows; share += kRows) {
@@ -37,19 +45,24 @@ __global__ void __launch_bounds__(kWarpSize* kRows) sum_shares_kernel(ShareSums 
     const int64_t out = element % own.channels, in = element / own.channels % own.channels;
     to = (out * own.channels + in) * 9 + element / (own.channels * own.channels);
   }
-  own.sum[blockIdx.z * own.sum_stride + to] = static_cast<float>(sum);
+  own.sum[blockIdx.z * own.sum_stride + to] = static_cast<T>(sum);
 }
 
 }  // namespace
 
-void launch_sum_shares(const ShareSums& params, Stream stream) {
-  int64_t largest = 0;
+template <class T>
+void launch_sum_shares(const ShareSums<T>& params, Stream stream) {
+  Launch<T> launch{params, {}};
+  int64_t blocks = 0;
   for (int i = 0; i < params.count; ++i) {
-    largest = params.each[i].size > largest ? params.each[i].size : largest;
+    launch.first_block[i] = static_cast<unsigned>(blocks);
+    blocks += (params.each[i].size + kWarpSize - 1) / kWarpSize;
   }
-  const dim3 grid(grid_size((largest + kWarpSize - 1) / kWarpSize),
-                  static_cast<unsigned>(params.count), grid_size(params.trajectories));
-  TM_LAUNCH(sum_shares_kernel, grid, dim3(kWarpSize, kRows), 0, stream, params);
+  const dim3 grid(grid_size(blocks), 1, grid_size(params.trajectories));
+  TM_LAUNCH(sum_shares_kernel<T>, grid, dim3(kWarpSize, kRows), 0, stream, launch);
 }
+
+template void launch_sum_shares(const ShareSums<float>&, Stream);
+template void launch_sum_shares(const ShareSums<double>&, Stream);
 
 }  // namespace trajmatch::cuda

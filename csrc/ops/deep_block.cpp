@@ -48,24 +48,36 @@ DeepBlock::DeepBlock(LayerCall& call, size_t index)
     : FusedBlock(call, index), kinds_(kinds_of(call.network)) {}
 
 void DeepBlock::begin() {
-  // With a tape, gradient_jvp skips forward(), which otherwise prepares these operands.
-  if (call_.is_jvp && call_.has_tape) read_input();
+  weight_.all = weight("fused_weight", call_.theta);
+  const bool runs_forward = !(call_.is_jvp && call_.has_tape);
+  if (runs_forward) weight_.forward = packed("fused_packed", weight_.all, false, kinds_.forward);
+  weight_.turned = packed("fused_turned", weight_.all, true, kinds_.other);
+  if (call_.is_jvp) {
+    // W is packed again because the forward pass may use another ProductKind.
+    weight_.tangent = packed("fused_packed_again", weight_.all, false, kinds_.other);
+    weight_tangent_.all = weight("fused_weight_tangent", *call_.theta_tangent);
+    weight_tangent_.tangent =
+        packed("fused_packed_tangent", weight_tangent_.all, false, kinds_.other);
+    weight_tangent_.turned =
+        packed("fused_turned_tangent", weight_tangent_.all, true, kinds_.other);
+  }
+  // Otherwise forward() prepares the input.
+  if (!runs_forward) read_input();
 }
 
 void DeepBlock::read_input() {
-  weight_ = weight("fused_weight", call_.theta);
   input_ = activation("fused_input", call_.values[in_].data);
-  scale({input_}, {weight_});
+  scale({input_});
 }
 
 void DeepBlock::forward() {
   read_input();
   const Value& to = made();
-  const Packed packed_weight = packed("fused_packed", weight_, false, kinds_.forward);
   TM_LAUNCH_FUSED(
       launch_fused_block_forward,
       FusedBlockForward{
-          convolution(kinds_.forward, {{input_, packed_weight}}, call_.data_place(out_ - 1)),
+          convolution(kinds_.forward, {{input_, weight_.forward, weight_.all.magnitudes}},
+                      call_.data_place(out_ - 1)),
           norm(), write<float>(to.data), write<float>(to.mean), write<float>(to.rstd)});
 }
 
@@ -74,13 +86,11 @@ void DeepBlock::tangent() {
   projection_ = statistics("projection");
   const Tensor out = call_.place("tangent", out_);
   input_tangent_ = activation("fused_input_tangent", *call_.values[in_].tangent);
-  weight_tangent_ = weight("fused_weight_tangent", *call_.theta_tangent);
-  scale({input_tangent_}, {weight_tangent_});
+  scale({input_tangent_});
   y_tangent_ = call_.place("tangent", out_ - 1);
-  // y' = W * x' + W' * x. W is packed again because the forward pass may use another ProductKind.
-  const std::vector<Term> terms{
-      {input_tangent_, packed("fused_packed_again", weight_, false, kinds_.other)},
-      {input_, packed("fused_packed_tangent", weight_tangent_, false, kinds_.other)}};
+  // y' = W * x' + W' * x
+  const std::vector<Term> terms{{input_tangent_, weight_.tangent, weight_.all.magnitudes},
+                                {input_, weight_tangent_.tangent, weight_tangent_.all.magnitudes}};
   const auto tangents = places(*call_.theta_tangent);
   const Value& to = call_.values[out_];
   TM_LAUNCH_FUSED(
@@ -100,38 +110,46 @@ void DeepBlock::backward() {
   const auto grads = gradient_places();
   const NormActPoolShape shape = call_.shape_of(block_.norm);
   const Device device(call_.like);
+  float* const partial = write<float>(partial_affine());
+  call_.sum_later(shape.affine_sum(partial, 0, grads.norm_weight));
+  call_.sum_later(shape.affine_sum(partial, 1, grads.norm_bias));
   const Operand grad = activation("fused_grad", grad_y);
+  const Term along_weight{grad, weight_.turned, weight_.all.magnitudes};
   // The norm comes first in the backward pass: it turns the gradient in the output into the one in
   // y, which the weight and input gradients need.
   if (!call_.is_jvp) {
     run(NormActPoolBackward<float>{shape, read<float>(y.data), own.norm_weight, own.norm_bias,
                                    read<float>(from.mean), read<float>(from.rstd),
-                                   read<float>(from.grad), write<float>(grad_y),
-                                   write<float>(partial_affine()), grads.norm_weight,
-                                   grads.norm_bias},
+                                   read<float>(from.grad), write<float>(grad_y), partial, nullptr,
+                                   nullptr},
         device);
-    scale({grad}, {});
+    scale({grad});
     weight_gradient({{input_, grad}});
-    call_.add_grad(in_, turned("fused_grad_input", {{grad, weight_}}));
+    call_.add_grad(in_, input_gradient("fused_grad_input", {along_weight}));
     return;
   }
   const Tensor grad_y_tangent = call_.place("grad_tangent", out_ - 1);
   const auto tangents = places(*call_.theta_tangent);
-  run(
-      NormActPoolBackwardTangent<float>{
-          shape, read<float>(y.data), own.norm_weight, own.norm_bias, read<float>(from.mean),
-          read<float>(from.rstd), read<float>(y_tangent_), tangents.norm_weight, tangents.norm_bias,
-          read<float>(mean_tangent_), read<float>(projection_), read<float>(from.grad),
-          read<float>(from.grad_tangent), write<float>(grad_y), write<float>(grad_y_tangent),
-          write<float>(partial_affine()), grads.norm_weight, grads.norm_bias},
+  run(NormActPoolBackwardTangent<float>{shape, read<float>(y.data), own.norm_weight, own.norm_bias,
+                                        read<float>(from.mean), read<float>(from.rstd),
+                                        read<float>(y_tangent_), tangents.norm_weight,
+                                        tangents.norm_bias, read<float>(mean_tangent_),
+                                        read<float>(projection_), read<float>(from.grad),
+                                        read<float>(from.grad_tangent), write<float>(grad_y),
+                                        write<float>(grad_y_tangent), partial, nullptr, nullptr},
       device);
   const Operand grad_tangent = activation("fused_grad_tangent", grad_y_tangent);
-  scale({grad, grad_tangent}, {});
+  scale({grad, grad_tangent});
   // dW' = x * dy' + x' * dy
   weight_gradient({{input_, grad_tangent}, {input_tangent_, grad}});
-  if (call_.wants_grad(in_)) call_.add_grad(in_, turned("fused_grad_input", {{grad, weight_}}));
+  if (call_.wants_grad(in_)) {
+    call_.add_grad(in_, input_gradient("fused_grad_input", {along_weight}));
+  }
+  // dx' = W^T * dy' + W'^T * dy
   call_.add_grad_tangent(
-      in_, turned("fused_grad_input_tangent", {{grad_tangent, weight_}, {grad, weight_tangent_}}));
+      in_, input_gradient("fused_grad_input_tangent",
+                          {{grad_tangent, weight_.turned, weight_.all.magnitudes},
+                           {grad, weight_tangent_.turned, weight_tangent_.all.magnitudes}}));
 }
 
 FusedConvolutionShape DeepBlock::shape_of(const Block& block, int64_t batch, int64_t trajectories) {
@@ -164,12 +182,23 @@ auto DeepBlock::weight(const char* name, const Tensor& parameters) const -> Oper
   Operand result{parameters, {}, {}};
   if (kinds_.other == ProductKind::kFp16) {
     result.magnitudes = magnitudes(name);
+    call_.measure_first({places(parameters).weight, shape().weight_size(),
+                         call_.network.num_parameters, write<float>(result.magnitudes)});
   }
   return result;
 }
 
-void DeepBlock::scale(const std::vector<Operand>& activations,
-                      const std::vector<Operand>& weights) const {
+Tensor DeepBlock::packed(const char* name, const Operand& weight, bool turned,
+                         ProductKind kind) const {
+  const Tensor result = call_.workspace.contiguous(
+      name, out_, {call_.trajectories, PackConvolution::packed_size(shape(), kind)}, call_.like);
+  call_.pack_first({shape(), call_.network.num_parameters, turned, kind,
+                    places(weight.values).weight, write<float>(result),
+                    read<float>(weight.magnitudes)});
+  return result;
+}
+
+void DeepBlock::scale(const std::vector<Operand>& activations) const {
   if (kinds_.other != ProductKind::kFp16) return;
   const int64_t size = call_.batch * shape().image_size();
   MeasureMagnitudes measure{{}, 0, call_.trajectories};
@@ -179,23 +208,8 @@ void DeepBlock::scale(const std::vector<Operand>& activations,
     measure.each[measure.count++] = {x, size, size, write<float>(one.magnitudes)};
     round.each[round.count++] = {x, read<float>(one.magnitudes), write<float>(one.halves)};
   }
-  for (const Operand& one : weights) {
-    measure.each[measure.count++] = {places(one.values).weight, shape().weight_size(),
-                                     call_.network.num_parameters, write<float>(one.magnitudes)};
-  }
   TM_LAUNCH_FUSED(launch_measure_magnitudes, measure);
   TM_LAUNCH_FUSED(launch_round_to_half, round);
-}
-
-auto DeepBlock::packed(const char* name, const Operand& weight, bool turned, ProductKind kind) const
-    -> Packed {
-  const Tensor result = call_.workspace.contiguous(
-      name, out_, {call_.trajectories, PackConvolution::packed_size(shape(), kind)}, call_.like);
-  TM_LAUNCH_FUSED(launch_pack_convolution,
-                  PackConvolution{shape(), call_.network.num_parameters, turned, kind,
-                                  places(weight.values).weight, write<float>(result),
-                                  read<float>(weight.magnitudes)});
-  return {result, weight.magnitudes};
 }
 
 FusedConvolution DeepBlock::convolution(ProductKind kind, const std::vector<Term>& terms,
@@ -204,9 +218,9 @@ FusedConvolution DeepBlock::convolution(ProductKind kind, const std::vector<Term
       shape(), kind,           shape().tile_channels(kind), static_cast<int>(terms.size()),
       {},      write<float>(y)};
   for (size_t i = 0; i < terms.size(); ++i) {
-    const auto& [x, weight] = terms[i];
-    result.term[i] = {in_kind(kind, x.values, x.halves), read<float>(weight.values),
-                      read<float>(x.magnitudes), read<float>(weight.magnitudes)};
+    const auto& [x, packed, magnitudes] = terms[i];
+    result.term[i] = {in_kind(kind, x.values, x.halves), read<float>(packed),
+                      read<float>(x.magnitudes), read<float>(magnitudes)};
   }
   return result;
 }
@@ -216,15 +230,10 @@ void DeepBlock::weight_gradient(const Pairs& activations_and_grads) const {
   const int64_t splits = FusedConvolutionWeight::splits_of(sizes);
   const int64_t shares = splits * FusedConvolutionWeight::parts(sizes.channels);
   const Tensor partial = call_.workspace.contiguous(
-      "fused_weight_shares", 0, {sizes.trajectories, shares, sizes.weight_size()}, call_.like);
-  FusedConvolutionWeight params{sizes,
-                                kinds_.other,
-                                splits,
-                                static_cast<int>(activations_and_grads.size()),
-                                {},
-                                write<float>(partial),
-                                gradient_places().weight,
-                                call_.network.num_parameters};
+      "fused_weight_shares", out_, {sizes.trajectories, shares, sizes.weight_size()}, call_.like);
+  FusedConvolutionWeight params{sizes,  kinds_.other,
+                                splits, static_cast<int>(activations_and_grads.size()),
+                                {},     write<float>(partial)};
   for (size_t i = 0; i < activations_and_grads.size(); ++i) {
     const auto& [x, grad_y] = activations_and_grads[i];
     params.pair[i] = {in_kind(kinds_.other, x.values, x.halves),
@@ -232,15 +241,10 @@ void DeepBlock::weight_gradient(const Pairs& activations_and_grads) const {
                       read<float>(x.magnitudes), read<float>(grad_y.magnitudes)};
   }
   TM_LAUNCH_FUSED(launch_fused_convolution_weight, params);
+  call_.sum_later(params.sum(gradient_places().weight, call_.network.num_parameters));
 }
 
-Tensor DeepBlock::turned(const char* name, const Pairs& grads_and_weights) const {
-  constexpr const char* kNames[] = {"fused_turned", "fused_turned_second"};
-  std::vector<Term> terms;
-  for (size_t i = 0; i < grads_and_weights.size(); ++i) {
-    const auto& [grad, weight] = grads_and_weights[i];
-    terms.push_back({grad, packed(kNames[i], weight, true, kinds_.other)});
-  }
+Tensor DeepBlock::input_gradient(const char* name, const std::vector<Term>& terms) const {
   const Tensor result = call_.place(name, in_);
   TM_LAUNCH_FUSED(launch_fused_convolution, convolution(kinds_.other, terms, result));
   return result;

@@ -39,37 +39,41 @@ class DeepBlock : public FusedBlock {
     Tensor values;
     OptionalTensor halves, magnitudes;
   };
-  struct Packed {
-    Tensor values;
-    OptionalTensor magnitudes;
+  // A weight of the block in the orders that the kernels read: as it is, for the forward pass and
+  // for tangents, and turned.
+  struct Weight {
+    Operand all;
+    Tensor forward, tangent, turned;
   };
   struct Term {
     Operand x;
-    Packed weight;
+    Tensor packed;
+    OptionalTensor magnitudes;  // of the weight
   };
   using Pairs = std::vector<std::pair<Operand, Operand>>;
 
-  // Prepares the operands of the primal input and weight.
+  // Prepares the operand of the primal input.
   void read_input();
   FusedConvolutionShape shape() const { return shape_of(block_, call_.batch, call_.trajectories); }
   static FusedConvolutionShape shape_of(const Block& block, int64_t batch, int64_t trajectories);
   FusedNorm norm() const;
   Tensor magnitudes(const char* name) const;
   Operand activation(const char* name, const Tensor& values) const;
+  // A weight whose magnitudes are measured, and a copy of it that is packed, before the first layer
+  // runs.
   Operand weight(const char* name, const Tensor& parameters) const;
-  // For half precision: measures the magnitudes of these operands and fills the halves of the
-  // activations. Takes at most two activations or weights in total.
-  void scale(const std::vector<Operand>& activations, const std::vector<Operand>& weights) const;
-  // Packs the block's weight in the order that the kernels read.
-  Packed packed(const char* name, const Operand& weight, bool turned, ProductKind kind) const;
+  Tensor packed(const char* name, const Operand& weight, bool turned, ProductKind kind) const;
+  // For half precision: measures the magnitudes of one or two activations and fills their halves.
+  void scale(const std::vector<Operand>& activations) const;
   FusedConvolution convolution(ProductKind kind, const std::vector<Term>& terms,
                                const Tensor& y) const;
   void weight_gradient(const Pairs& activations_and_grads) const;
-  // The gradient in the input, summed over pairs of a gradient in y and a weight.
-  Tensor turned(const char* name, const Pairs& grads_and_weights) const;
+  // The gradient in the input: the sum of products of a gradient in y and a turned weight.
+  Tensor input_gradient(const char* name, const std::vector<Term>& terms) const;
 
   const Kinds kinds_;
-  Operand input_, weight_, input_tangent_, weight_tangent_;
+  Operand input_, input_tangent_;
+  Weight weight_, weight_tangent_;
   Tensor y_tangent_;
 };
 

@@ -47,11 +47,10 @@ void FirstBlock::backward() {
   clear_bias();
   if (call_.is_jvp) {
     const Tensor grad_images = call_.grad_tangent_place(0);
-    TM_LAUNCH_FUSED(
-        launch_first_layer_backward_tangent,
-        FirstLayerBackwardTangent{inputs(), tangents(), read<float>(mean_tangent_),
-                                  read<float>(projection_), read<float>(from.grad),
-                                  read<float>(from.grad_tangent), gradients(grad_images)});
+    TM_LAUNCH_FUSED(launch_first_layer_backward_tangent,
+                    FirstLayerBackwardTangent{inputs(), tangents(), read<float>(mean_tangent_),
+                                              read<float>(projection_), read<float>(from.grad),
+                                              read<float>(from.grad_tangent), shares(grad_images)});
     call_.add_grad_tangent(0, grad_images);
     return;
   }
@@ -59,7 +58,7 @@ void FirstBlock::backward() {
   if (call_.wants_grad(0)) grad_images = call_.grad_place(0);
   TM_LAUNCH_FUSED(launch_first_layer_backward,
                   FirstLayerBackward{inputs(), read<float>(from.mean), read<float>(from.rstd),
-                                     read<float>(from.grad), gradients(grad_images)});
+                                     read<float>(from.grad), shares(grad_images)});
   if (grad_images) call_.add_grad(0, *grad_images);
 }
 
@@ -75,7 +74,7 @@ FirstLayerTangents FirstBlock::tangents() const {
           own.norm_bias};
 }
 
-FirstLayerGradients FirstBlock::gradients(const OptionalTensor& grad_images) const {
+FirstLayerShares FirstBlock::shares(const OptionalTensor& grad_images) const {
   const FirstLayerShape sizes = shape();
   const auto grads = gradient_places();
   const Tensor weight = call_.workspace.contiguous(
@@ -86,13 +85,15 @@ FirstLayerGradients FirstBlock::gradients(const OptionalTensor& grad_images) con
         "first_images", 0, {sizes.tiles(call_.is_jvp), call_.images(), sizes.image_size()},
         call_.like);
   }
-  return {write<float>(partial_affine()),
-          write<float>(weight),
-          write<float>(images),
-          grads.weight,
-          grads.norm_weight,
-          grads.norm_bias,
-          write<float>(grad_images)};
+  const FirstLayerShares shares{write<float>(partial_affine()), write<float>(weight),
+                                write<float>(images)};
+  call_.sum_later(shares.sum_affine(sizes, 0, grads.norm_weight));
+  call_.sum_later(shares.sum_affine(sizes, 1, grads.norm_bias));
+  call_.sum_later(shares.sum_weight(sizes, grads.weight));
+  if (grad_images) {
+    call_.sum_later(shares.sum_images(sizes, call_.is_jvp, write<float>(*grad_images)));
+  }
+  return shares;
 }
 
 }  // namespace trajmatch

@@ -24,7 +24,8 @@ class FirstBlock : public FusedBlock {
   static FirstLayerShape shape_of(const Network& network, int64_t batch, int64_t trajectories);
   FirstLayerInputs inputs() const;
   FirstLayerTangents tangents() const;
-  FirstLayerGradients gradients(const OptionalTensor& grad_images) const;
+  // Memory for the shares of the gradients, which are added up later: the images' in `grad_images`.
+  FirstLayerShares shares(const OptionalTensor& grad_images) const;
 };
 
 }  // namespace trajmatch

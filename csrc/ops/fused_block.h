@@ -53,15 +53,12 @@ class FusedBlock : public Layer {
   Places<float> gradient_places() const { return places_from(write<float>(call_.grad_theta)); }
 
   // The bias of a convolution has no effect before an instance norm, so its gradient is 0.
-  void clear_bias() const {
-    Tensor bias = call_.slice_of(call_.grad_theta, block_.convolution.bias);
-    torch::stable::zero_(bias);
-  }
+  void clear_bias() const { call_.clear_later<float>(block_.convolution.bias); }
   Tensor statistics(const char* name) const {
     return call_.workspace.contiguous(name, out_, {call_.images(), channels_}, call_.like);
   }
   Tensor partial_affine() const {
-    return call_.workspace.contiguous("partial", 0, {call_.images(), 2, channels_}, call_.like);
+    return call_.workspace.contiguous("partial", out_, {call_.images(), 2, channels_}, call_.like);
   }
   // The value that the block makes, with memory for its data and statistics.
   Value& made() {

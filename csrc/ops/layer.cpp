@@ -113,6 +113,43 @@ void LayerCall::begin(const Tensor& images, const std::optional<VectorPart>& tap
             });
 }
 
+#ifdef TRAJMATCH_WITH_CUDA
+namespace {
+
+// Launches what was collected, and forgets it. One launch takes up to Params::kMost.
+template <class Params, class Each, class Launch>
+void launch_all(std::vector<Each>& collected, Params params, const Launch& launch) {
+  for (size_t first = 0; first < collected.size(); first += Params::kMost) {
+    params.count = 0;
+    for (size_t i = first; i < collected.size() && params.count < Params::kMost; ++i) {
+      params.each[params.count++] = collected[i];
+    }
+    launch(params);
+  }
+  collected.clear();
+}
+
+}  // namespace
+
+void LayerCall::pack_weights() {
+  const Stream stream = Device(like).stream();
+  launch_all(measured, MeasureMagnitudes{{}, 0, trajectories},
+             [&](const auto& params) { cuda::launch_measure_magnitudes(params, stream); });
+  launch_all(packed, PackConvolutions{},
+             [&](const auto& params) { cuda::launch_pack_convolutions(params, stream); });
+}
+
+void LayerCall::add_shares() {
+  const Stream stream = Device(like).stream();
+  const auto launch = [&](const auto& params) { cuda::launch_sum_shares(params, stream); };
+  launch_all(sums_float, ShareSums<float>{{}, 0, trajectories}, launch);
+  launch_all(sums_double, ShareSums<double>{{}, 0, trajectories}, launch);
+}
+#else
+void LayerCall::pack_weights() {}
+void LayerCall::add_shares() {}
+#endif
+
 Tensor LayerCall::data_place(size_t value) {
   Tensor& data = values[value].data;
   if (!data.defined()) data = place("data", value);

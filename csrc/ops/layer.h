@@ -9,6 +9,9 @@
 #include <optional>
 #include <vector>
 
+#include "core/fused_convolution.h"
+#include "core/half_operand.h"
+#include "core/share_sums.h"
 #include "ops/network.h"
 #include "ops/workspace.h"
 
@@ -56,6 +59,24 @@ struct LayerCall {
   void add_grad(size_t value, const Tensor& computed);
   void add_grad_tangent(size_t value, const Tensor& computed);
 
+  // On CUDA: measures the magnitudes of weights, or reorders weights for the fused kernels, before
+  // the first layer runs, in one launch for all layers.
+  void measure_first(const MeasureMagnitudes::Measured& weights) { measured.push_back(weights); }
+  void pack_first(const PackConvolution& weights) { packed.push_back(weights); }
+  void pack_weights();
+
+  // On CUDA: adds up shares of a gradient later, in one launch with those of all layers. They must
+  // stay where they are, so their memory in the workspace has the index of their layer.
+  void sum_later(const ShareSum<float>& sum) { sums_float.push_back(sum); }
+  void sum_later(const ShareSum<double>& sum) { sums_double.push_back(sum); }
+  // Zeros in a part of every trajectory's gradient: a sum of no shares on CUDA.
+  template <class T>
+  void clear_later(const Slice& slice) {
+    T* const to = write<T>(grad_theta) + slice.offset;
+    sum_later({nullptr, to, 0, 0, slice.size, 0, network.num_parameters});
+  }
+  void add_shares();
+
   // True if a node must compute the gradient in a value that it reads. The tangent of the gradient
   // is always computed.
   bool wants_grad(size_t value) const {
@@ -85,6 +106,10 @@ struct LayerCall {
   Tensor grad_theta;             // [K, P], the gradient in theta or its tangent
   std::vector<Value> values;     // value 0: the images
   Tensor logits, grad_logits;    // [K B, classes]
+  std::vector<MeasureMagnitudes::Measured> measured;
+  std::vector<PackConvolution> packed;
+  std::vector<ShareSum<float>> sums_float;
+  std::vector<ShareSum<double>> sums_double;
 };
 
 // Number of elements in the tape of a batch of each trajectory.

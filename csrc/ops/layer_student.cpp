@@ -44,13 +44,13 @@ Tensor LayerStudent<T>::logits(const Tensor& theta, const Tensor& images) {
   const Layers& layers = fused_.empty() ? library_ : fused_;
   call_.theta = theta;
   call_.begin(images, std::nullopt, false);
-  for (const auto& layer : layers) layer->begin();
+  begin(layers);
   forward(layers);
   return call_.logits;
 }
 
 template <class T>
-void LayerStudent<T>::gradient(const StudentProblem& problem, const Tensor& loss,
+void LayerStudent<T>::gradient(const StudentProblem& problem, const OptionalTensor& loss,
                                const Tensor& grad_theta, const OptionalTensor& grad_images,
                                const OptionalTensor& grad_labels,
                                const std::optional<VectorPart>& tape,
@@ -61,7 +61,7 @@ void LayerStudent<T>::gradient(const StudentProblem& problem, const Tensor& loss
   call_.grad_theta = grad_theta;
   call_.wants_image_gradient = grad_images.has_value();
   call_.begin(problem.images, tape, false);
-  for (const auto& layer : layers) layer->begin();
+  begin(layers);
   forward(layers);
   if (statistics) write_statistics(*statistics);
   write_loss(problem, loss, grad_labels);
@@ -85,13 +85,19 @@ void LayerStudent<T>::gradient_jvp(const StudentProblem& problem, const StudentT
   call_.wants_image_gradient = false;
   call_.begin(problem.images, tape, true);
   call_.values[0].tangent = tangents.images;
-  for (const auto& layer : layers) layer->begin();
+  begin(layers);
   if (!tape) forward(layers);
   for (const auto& layer : layers) layer->tangent();
   write_directional(problem, tangents, directional, grad_labels);
   backward(layers);
   Tensor result = grad_images;
   copy(result, call_.values[0].grad_tangent);
+}
+
+template <class T>
+void LayerStudent<T>::begin(const Layers& layers) {
+  for (const auto& layer : layers) layer->begin();
+  call_.pack_weights();
 }
 
 template <class T>
@@ -108,41 +114,42 @@ void LayerStudent<T>::forward(const Layers& layers) {
 // Starts from the gradient in the logits and, in gradient_jvp, its tangent.
 template <class T>
 void LayerStudent<T>::backward(const Layers& layers) {
-  const Device device(call_.like);
+  const ClassifierShape shape = classifier_shape();
   const Value& features = call_.values.back();
   const size_t value = call_.values.size() - 1;
   const T* const grad = read<T>(call_.grad_logits);
   const T* const weight = classifier_weight(call_.theta);
+  ClassifierBackward<T> classifier{{},
+                                   0,
+                                   {shape,
+                                    1,
+                                    {{grad, read<T>(features.data)}},
+                                    write<T>(call_.grad_theta) + network_.classifier_weight.offset,
+                                    write<T>(call_.grad_theta) + network_.classifier_bias.offset}};
+  OptionalTensor of_features, of_features_tangent;
   // A tape already holds the gradient in the features.
   if (!(call_.is_jvp && call_.has_tape)) {
-    const Tensor place = call_.grad_place(value);
-    run(ClassifierInputGradient<T>{classifier_shape(), 1, {{grad, weight}}, write<T>(place)},
-        device);
-    call_.add_grad(value, place);
+    of_features = call_.grad_place(value);
+    classifier.input[classifier.inputs++] = {shape, 1, {{grad, weight}}, write<T>(of_features)};
   }
-  ClassifierWeightGradient<T> of_weight{
-      classifier_shape(),
-      1,
-      {{grad, read<T>(features.data)}},
-      write<T>(call_.grad_theta) + network_.classifier_weight.offset,
-      write<T>(call_.grad_theta) + network_.classifier_bias.offset};
   if (call_.is_jvp) {
     const T* const grad_tangent = read<T>(grad_logits_tangent_);
     // The first term also gives the gradient of the bias, so it must be the one with the tangent.
-    of_weight.terms = 2;
-    of_weight.term[0] = {grad_tangent, read<T>(features.data)};
-    of_weight.term[1] = {grad, read<T>(features.tangent)};
-    const Tensor place = call_.grad_tangent_place(value);
-    ClassifierInputGradient<T> through{
-        classifier_shape(), 1, {{grad_tangent, weight}}, write<T>(place)};
+    classifier.weight.terms = 2;
+    classifier.weight.term[0] = {grad_tangent, read<T>(features.data)};
+    classifier.weight.term[1] = {grad, read<T>(features.tangent)};
+    of_features_tangent = call_.grad_tangent_place(value);
+    ClassifierInputGradient<T>& through = classifier.input[classifier.inputs++];
+    through = {shape, 1, {{grad_tangent, weight}}, write<T>(of_features_tangent)};
     if (call_.theta_tangent) {
       through.term[through.terms++] = {grad, classifier_weight(*call_.theta_tangent)};
     }
-    run(through, device);
-    call_.add_grad_tangent(value, place);
   }
-  run(of_weight, device);
+  run(classifier, Device(call_.like));
+  if (of_features) call_.add_grad(value, *of_features);
+  if (of_features_tangent) call_.add_grad_tangent(value, *of_features_tangent);
   for (size_t i = layers.size(); i-- > 0;) layers[i]->backward();
+  call_.add_shares();
 }
 
 template <class T>
@@ -165,6 +172,16 @@ void LayerStudent<T>::write_statistics(const Tensor& statistics) const {
     fill(count, static_cast<double>(norm.values(call_.batch)));
     at += channels;
   }
+}
+
+// Where a kernel adds up the shares `rows` of a loss: at `sums` [K], or nowhere on CUDA, where they
+// are added up later with those of the gradients.
+template <class T>
+T* LayerStudent<T>::rows_sum(const Tensor& rows, const Tensor& sums) {
+  T* const to = write<T>(sums);
+  if (!on_cuda(call_.like)) return to;
+  call_.sum_later(ShareSum<T>{read<T>(rows), to, call_.batch, 1, 1, call_.batch, 1});
+  return nullptr;
 }
 
 // Writes the sum of all logits, or of their tangents, of each trajectory.
@@ -191,19 +208,21 @@ SoftCrossEntropyInputs<T> LayerStudent<T>::loss_inputs(const StudentProblem& pro
           call_.trajectories};
 }
 
-// Writes the loss, the gradient in the logits and, if wanted, the gradient in the labels.
+// Writes the gradient in the logits and, if wanted, the loss and the gradient in the labels.
 template <class T>
-void LayerStudent<T>::write_loss(const StudentProblem& problem, const Tensor& loss,
+void LayerStudent<T>::write_loss(const StudentProblem& problem, const OptionalTensor& loss,
                                  const OptionalTensor& grad_labels) {
   const Device device(call_.like);
   if (problem.loss == StudentLoss::kSumLogits) {
     fill(call_.grad_logits, 1.0);
-    write_sums(call_.logits, loss);
+    if (loss) write_sums(call_.logits, *loss);
     return;
   }
   const SoftCrossEntropyInputs<T> inputs = loss_inputs(problem);
-  const Tensor each = call_.workspace.contiguous("rows", 0, {call_.images()}, call_.like);
-  run(SoftCrossEntropyForward<T>{inputs, write<T>(each), write<T>(loss)}, device);
+  if (loss) {
+    const Tensor each = call_.workspace.contiguous("rows", 0, {call_.images()}, call_.like);
+    run(SoftCrossEntropyForward<T>{inputs, write<T>(each), rows_sum(each, *loss)}, device);
+  }
   run(SoftCrossEntropyBackward<T>{inputs, write<T>(call_.grad_logits), write<T>(grad_labels)},
       device);
 }
@@ -241,7 +260,7 @@ void LayerStudent<T>::write_directional(const StudentProblem& problem,
     run(SoftCrossEntropyBackward<T>{inputs, write<T>(call_.grad_logits), nullptr}, device);
   }
   run(SoftCrossEntropyBackwardTangent<T>{inputs, read<T>(logits_tangent_), read<T>(tangents.labels),
-                                         write<T>(each), write<T>(directional),
+                                         write<T>(each), rows_sum(each, directional),
                                          write<T>(grad_logits_tangent_), write<T>(grad_labels)},
       device);
 }

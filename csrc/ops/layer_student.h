@@ -28,7 +28,7 @@ class LayerStudent {
 
   // See Student (ops/student.h) for these three.
   Tensor logits(const Tensor& theta, const Tensor& images);
-  void gradient(const StudentProblem& problem, const Tensor& loss, const Tensor& grad_theta,
+  void gradient(const StudentProblem& problem, const OptionalTensor& loss, const Tensor& grad_theta,
                 const OptionalTensor& grad_images, const OptionalTensor& grad_labels,
                 const std::optional<VectorPart>& tape,
                 const OptionalTensor& statistics = std::nullopt);
@@ -41,13 +41,15 @@ class LayerStudent {
  private:
   using Layers = std::vector<std::unique_ptr<Layer>>;
 
+  void begin(const Layers& layers);
   // Runs all layers and the classifier forward.
   void forward(const Layers& layers);
   void backward(const Layers& layers);
-  void write_loss(const StudentProblem& problem, const Tensor& loss,
+  void write_loss(const StudentProblem& problem, const OptionalTensor& loss,
                   const OptionalTensor& grad_labels);
   void write_directional(const StudentProblem& problem, const StudentTangents& tangents,
                          const Tensor& directional, const OptionalTensor& grad_labels);
+  T* rows_sum(const Tensor& rows, const Tensor& sums);
   void write_sums(const Tensor& logits, const Tensor& sums) const;
   void write_statistics(const Tensor& statistics) const;
   SoftCrossEntropyInputs<T> loss_inputs(const StudentProblem& problem) const;

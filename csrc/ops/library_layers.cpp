@@ -55,7 +55,9 @@ class Convolution : public Layer {
     const Value& y = call_.values[out_];
     const Tensor& grad = call_.is_jvp ? y.grad_tangent : y.grad;
     Tensor to = call_.slice_of(call_.grad_theta, own_.bias);
-    if (own_.bias_is_inert) {
+    if (own_.bias_is_inert && on_cuda(to)) {
+      with_dtype(to, [&](auto type) { call_.clear_later<decltype(type)>(own_.bias); });
+    } else if (own_.bias_is_inert) {
       torch::stable::zero_(to);
     } else {
       const int64_t channels = own_.channels, size = grad.numel() / call_.trajectories;
@@ -305,12 +307,18 @@ class NormActPool : public Layer {
   void backward() override {
     const Value& from = call_.values[out_];
     const Tensor grad = call_.grad_place(in_);
-    const OptionalTensor weight = gradient_place(own_.weight, "grad_norm_weight");
-    const OptionalTensor bias = gradient_place(own_.bias, "grad_norm_bias");
+    OptionalTensor weight = gradient_place(own_.weight, "grad_norm_weight");
+    OptionalTensor bias = gradient_place(own_.bias, "grad_norm_bias");
     OptionalTensor partial;
     if (weight) {
-      partial = call_.workspace.contiguous("partial", 0, {shape_.images(), 2, own_.weight.size},
+      partial = call_.workspace.contiguous("partial", out_, {shape_.images(), 2, own_.weight.size},
                                            call_.like);
+    }
+    // CUDA adds the shares of all layers in one launch, if they need not be reordered afterwards.
+    if (weight && on_cuda(call_.like) && !shape_.elementwise) {
+      call_.sum_later(shape_.affine_sum(read<T>(partial), 0, write<T>(weight)));
+      call_.sum_later(shape_.affine_sum(read<T>(partial), 1, write<T>(bias)));
+      weight = bias = std::nullopt;
     }
     if (call_.is_jvp) {
       const Tensor grad_tangent = call_.grad_tangent_place(in_);

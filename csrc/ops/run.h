@@ -189,17 +189,15 @@ void run(const ClassifierForward<T>& params, const Device& device) {
 }
 
 template <class T>
-void run(const ClassifierInputGradient<T>& params, const Device& device) {
-  TM_ON_CUDA(launch_classifier_input_gradient)
-  in_parallel(params.shape.batch, 1,
-              [&](int64_t b, int64_t e) { cpu::classifier_input_gradient(params, b, e); });
-}
-
-template <class T>
-void run(const ClassifierWeightGradient<T>& params, const Device& device) {
-  TM_ON_CUDA(launch_classifier_weight_gradient)
-  in_parallel(params.shape.classes, 1,
-              [&](int64_t b, int64_t e) { cpu::classifier_weight_gradient(params, b, e); });
+void run(const ClassifierBackward<T>& params, const Device& device) {
+  TM_ON_CUDA(launch_classifier_backward)
+  for (int i = 0; i < params.inputs; ++i) {
+    in_parallel(params.weight.shape.batch, 1, [&](int64_t b, int64_t e) {
+      cpu::classifier_input_gradient(params.input[i], b, e);
+    });
+  }
+  in_parallel(params.weight.shape.classes, 1,
+              [&](int64_t b, int64_t e) { cpu::classifier_weight_gradient(params.weight, b, e); });
 }
 
 template <class T>

@@ -170,7 +170,7 @@ Tensor Student<T>::logits(const Tensor& theta, const Tensor& images) {
 }
 
 template <class T>
-void Student<T>::gradient(const StudentProblem& problem, const Tensor& loss,
+void Student<T>::gradient(const StudentProblem& problem, const OptionalTensor& loss,
                           const Tensor& grad_theta, const OptionalTensor& grad_images,
                           const OptionalTensor& grad_labels, const std::optional<VectorPart>& tape,
                           const OptionalTensor& statistics) {

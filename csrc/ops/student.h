@@ -27,10 +27,11 @@ class Student {
   // trajectory.
   Tensor logits(const Tensor& theta, const Tensor& images);
 
-  // Writes the losses [K] and their gradients [K, P]. If wanted, also writes the gradients in the
-  // images [K B, C, H, W] (channels-last) and in soft labels [K B, classes], the tape, and the
-  // statistics of batch norms [K, 3, channels] (mean, rstd, number of values).
-  void gradient(const StudentProblem& problem, const Tensor& loss, const Tensor& grad_theta,
+  // Writes the gradients [K, P] of the losses. If wanted, also writes the losses [K] (the CPU
+  // engine always wants them), the gradients in the images [K B, C, H, W] (channels-last) and in
+  // soft labels [K B, classes], the tape, and the statistics of batch norms [K, 3, channels] (mean,
+  // rstd, number of values).
+  void gradient(const StudentProblem& problem, const OptionalTensor& loss, const Tensor& grad_theta,
                 const OptionalTensor& grad_images, const OptionalTensor& grad_labels,
                 const std::optional<VectorPart>& tape,
                 const OptionalTensor& statistics = std::nullopt);

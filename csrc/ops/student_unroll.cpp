@@ -82,7 +82,9 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> student_unroll(
                        return Student<T>::tape_size(network, batch, trajectories, on_cuda(theta0));
                      });
     tapes = empty_tape(tape.elements(), theta0);
-    const Tensor loss = empty({trajectories}, theta0), grad = empty({size}, theta0);
+    const Tensor grad = empty({size}, theta0);
+    OptionalTensor loss;  // is not read
+    if (!device.is_cuda()) loss = empty({trajectories}, theta0);
     for (int64_t step = 0; step < count; ++step) {
       const StudentProblem problem = batches.gather<T>(step, theta, loss_scale, device);
       student.gradient(problem, loss, grad, std::nullopt, std::nullopt, tape.of(tapes, step));

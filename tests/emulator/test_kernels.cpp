@@ -17,7 +17,7 @@ int main(int count, char** arguments) {
        {kernels::param_distance_cases, kernels::sgd_step_cases, kernels::optimiser_step_cases,
         kernels::batch_rows_cases, kernels::classifier_cases, kernels::dsa_cases,
         kernels::soft_cross_entropy_cases, kernels::norm_act_pool_cases, kernels::first_layer_cases,
-        kernels::fused_convolution_cases, kernels::half_operand_cases}) {
+        kernels::fused_convolution_cases, kernels::half_operand_cases, kernels::share_sums_cases}) {
     for (const testing::Case& one : family()) cases.push_back(one);
   }
   std::vector<std::string> filters(arguments + 1, arguments + count);

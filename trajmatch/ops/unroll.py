@@ -264,11 +264,10 @@ class _Call:
         return shapes, settings, self.sizes, self.counts, self.augment is None
 
     def dsa_rows(self) -> list[Tensor]:
-        """Return the DSA parameters ``[B, 5]`` of each step, on the device of the images."""
+        """Return the DSA parameters ``[B, 5]`` of each step."""
         assert isinstance(self.augment, DsaReplay)
-        size, device = self.images.shape[2:], self.images.device
-        drawn = [self.augment.dsa_parameters(i, n, *size) for i, n in enumerate(self.sizes)]
-        return [*torch.cat(drawn).to(device).split(self.sizes)]
+        size = self.images.shape[2:]
+        return [self.augment.dsa_parameters(i, n, *size) for i, n in enumerate(self.sizes)]
 
     def on_engine(
         self,
@@ -282,6 +281,8 @@ class _Call:
         keep: bool,
     ) -> tuple[Tensor, Tensor]:
         """Return the parameters ``[len(steps), P]`` and the state of this call, or of several."""
+        if dsa_rows is not None:
+            dsa_rows = dsa_rows.to(images.device)
         problem = (theta0, images, labels, lr, self.memory, indices, self.sizes, self.counts)
         settings = (self.network, self.optimiser.numbers(), self.steps_done, self.number)
         kept = (keep, tape_bytes, dsa_rows, self.exact)

@@ -194,5 +194,6 @@ std::vector<testing::Case> norm_act_pool_cases();
 std::vector<testing::Case> first_layer_cases();
 std::vector<testing::Case> fused_convolution_cases();
 std::vector<testing::Case> half_operand_cases();
+std::vector<testing::Case> share_sums_cases();
 
 }  // namespace kernels

@@ -93,51 +93,35 @@ struct Forward {
   }
 };
 
-struct InputGradient {
+// dW, and df of both terms (df') and, if wanted, of the first alone.
+struct Backward {
   Problem problem;
+  int inputs;
 
   template <class T>
   Outputs<T> run(Backend backend) const {
     const ClassifierShape& shape = problem.shape;
     const int64_t count = problem.images() * shape.features();
     const Input<T> g[2] = {{problem.grad_logits[0]}, {problem.grad_logits[1]}};
+    const Input<T> f[2] = {{problem.features[0]}, {problem.features[1]}};
     const Input<T> w[2] = {{problem.weight[0]}, {problem.weight[1]}};
     Outputs<T> out;
     if (backend == Backend::kCuda) {
-      trajmatch::cuda::launch_classifier_input_gradient<T>(
-          {shape,
-           problem.terms,
-           {{g[0].get(), w[0].get()}, {g[1].get(), w[1].get()}},
-           out.add("grad_features", count)},
-          test_stream());
-      return out;
-    }
-    T* const grad = out.add("grad_features", zeros(count));
-    problem.each([&](int t, int64_t b, int64_t k, int64_t weight, int64_t feature) {
-      grad[feature] += g[t].get()[b * shape.classes + k] * w[t].get()[weight];
-    });
-    return out;
-  }
-};
-
-struct WeightGradient {
-  Problem problem;
-
-  template <class T>
-  Outputs<T> run(Backend backend) const {
-    const ClassifierShape& shape = problem.shape;
-    const Input<T> g[2] = {{problem.grad_logits[0]}, {problem.grad_logits[1]}};
-    const Input<T> f[2] = {{problem.features[0]}, {problem.features[1]}};
-    Outputs<T> out;
-    if (backend == Backend::kCuda) {
       T* const grad_weight = out.add("grad_weight", problem.parameters());
-      trajmatch::cuda::launch_classifier_weight_gradient<T>(
-          {shape,
-           problem.terms,
-           {{g[0].get(), f[0].get()}, {g[1].get(), f[1].get()}},
-           grad_weight,
-           out.add("grad_bias", problem.parameters())},
-          test_stream());
+      trajmatch::ClassifierBackward<T> params{{},
+                                              inputs,
+                                              {shape,
+                                               problem.terms,
+                                               {{g[0].get(), f[0].get()}, {g[1].get(), f[1].get()}},
+                                               grad_weight,
+                                               out.add("grad_bias", problem.parameters())}};
+      for (int i = 0; i < inputs; ++i) {
+        params.input[i] = {shape,
+                           i == 0 ? problem.terms : 1,
+                           {{g[0].get(), w[0].get()}, {g[1].get(), w[1].get()}},
+                           out.add("grad_features " + std::to_string(i), count)};
+      }
+      trajmatch::cuda::launch_classifier_backward(params, test_stream());
       return out;
     }
     const int64_t weights = shape.classes * shape.features();
@@ -148,6 +132,13 @@ struct WeightGradient {
     });
     for (int64_t i = 0; i < problem.images() * shape.classes; ++i) {
       grad_bias[problem.parameters_of(i / shape.classes) + i % shape.classes] += g[0].get()[i];
+    }
+    for (int i = 0; i < inputs; ++i) {
+      T* const grad = out.add("grad_features " + std::to_string(i), zeros(count));
+      problem.each([&](int t, int64_t b, int64_t k, int64_t weight, int64_t feature) {
+        if (i > 0 && t > 0) return;
+        grad[feature] += g[t].get()[b * shape.classes + k] * w[t].get()[weight];
+      });
     }
     return out;
   }
@@ -172,8 +163,7 @@ std::vector<testing::Case> classifier_cases() {
       cases.push_back({name, [shape, terms] {
                          const Problem problem(shape, terms);
                          check(Forward{problem});
-                         check(InputGradient{problem});
-                         check(WeightGradient{problem});
+                         check(Backward{problem, terms});
                        }});
     }
   }

@@ -123,17 +123,21 @@ struct Gradients {
     float* const parameters =
         out.add("grad_parameters", shape.trajectories * shape.parameter_stride);
     float* const grad_images = out.add("grad_images", images * shape.image_size(), wants_images);
-    all = {affine.data(),
-           weight.data(),
-           wants_images ? image_shares.data() : nullptr,
-           parameters,
-           parameters + block.norm_weight_offset(),
-           parameters + block.norm_bias_offset(),
-           grad_images};
+    all = {affine.data(), weight.data(), wants_images ? image_shares.data() : nullptr};
+    sums = {{all.sum_affine(shape, 0, parameters + block.norm_weight_offset()),
+             all.sum_affine(shape, 1, parameters + block.norm_bias_offset()),
+             all.sum_weight(shape, parameters)},
+            3,
+            shape.trajectories};
+    if (wants_images) sums.each[sums.count++] = all.sum_images(shape, tangent, grad_images);
   }
+  // Adds up what a backward pass has written.
+  void add() const { trajmatch::cuda::launch_sum_shares(sums, test_stream()); }
+
   FirstLayerShape shape;
   std::vector<float> affine, weight, image_shares;
-  trajmatch::FirstLayerGradients all;
+  trajmatch::FirstLayerShares all;
+  trajmatch::ShareSums<float> sums;
 };
 
 struct Backward {
@@ -150,6 +154,7 @@ struct Backward {
         trajmatch::cuda::launch_first_layer_backward(
             {in.all(), in.mean.get(), in.rstd.get(), in.grad_out.get(), gradients.all},
             test_stream());
+        gradients.add();
         return out;
       }
     }
@@ -175,6 +180,7 @@ struct BackwardTangent {
             {in.all(), in.tangents(), in.mean_tangent.get(), in.projection.get(), in.grad_out.get(),
              in.grad_out_tangent.get(), gradients.all},
             test_stream());
+        gradients.add();
         return out;
       }
     }

@@ -59,9 +59,10 @@ class Operand {
     Operand result(values, shape, kind, shape.weight_size(), stride);
     const int64_t size = trajmatch::PackConvolution::packed_size(shape, kind);
     result.prepared_.assign(shape.trajectories * size, std::nanf(""));
-    trajmatch::cuda::launch_pack_convolution({shape, stride, turned, kind, result.values_.get(),
-                                              result.prepared_.data(), result.magnitudes()},
-                                             test_stream());
+    trajmatch::cuda::launch_pack_convolutions({{{shape, stride, turned, kind, result.values_.get(),
+                                                 result.prepared_.data(), result.magnitudes()}},
+                                               1},
+                                              test_stream());
     return result;
   }
 
@@ -307,19 +308,15 @@ struct Weight {
         const int64_t parts = trajmatch::FusedConvolutionWeight::parts(shape.channels);
         std::vector<float> partial(shape.trajectories * splits * parts * shape.weight_size(),
                                    std::nanf(""));
-        trajmatch::FusedConvolutionWeight params{shape,
-                                                 kind,
-                                                 splits,
-                                                 pairs,
-                                                 {},
-                                                 partial.data(),
-                                                 out.add("weight", shape.trajectories * stride),
-                                                 stride};
+        trajmatch::FusedConvolutionWeight params{shape, kind, splits, pairs, {}, partial.data()};
         for (int i = 0; i < pairs; ++i) {
           const Operand &x = operands[2 * i], &grad_y = operands[2 * i + 1];
           params.pair[i] = {x.get(), grad_y.get(), x.magnitudes(), grad_y.magnitudes()};
         }
         trajmatch::cuda::launch_fused_convolution_weight(params, test_stream());
+        float* const weight = out.add("weight", shape.trajectories * stride);
+        trajmatch::cuda::launch_sum_shares<float>(
+            {{params.sum(weight, stride)}, 1, shape.trajectories}, test_stream());
         return out;
       }
     }
