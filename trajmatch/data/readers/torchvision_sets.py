@@ -18,21 +18,25 @@ import numpy as np
 import torch
 from PIL import Image
 
-from trajmatch.data import cifar_binary
 from trajmatch.data.address import Address, Source
 from trajmatch.data.dataset import Dataset
 from trajmatch.data.decode import Picture, load_pictures
-from trajmatch.data.known_sets import KNOWN_SETS, KnownSet
+from trajmatch.data.known_sets import KNOWN_SETS, Binary, KnownSet
 from trajmatch.data.options import ImageOptions, PartOptions, choose_classes, nearest
 from trajmatch.data.parts import TEST, TRAIN
 from trajmatch.data.readers.arrays import CLASS_NAMES, KEYS, from_arrays
 from trajmatch.errors import UserError
+from trajmatch.memory import check_memory
 
 # Sets in pickles without known checksums: reading a pickle can run code. CIFAR's pickles are opened
 # only if their MD5 sums match the official files.
 _UNSAFE = ("LSUN", "LSUNClass")
 # Usual values of ``split`` for training and test, in order of preference.
 _SPLITS = ((*TRAIN, "trainval", "train-standard"), TEST)
+
+_PIXELS = 3 * 32 * 32  # of an image of CIFAR's binary version
+
+_Bytes = np.ndarray[Any, np.dtype[np.uint8]]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -97,15 +101,15 @@ def found_in(address: Address) -> bool:
     """Return True if a folder has files of the known set."""
     known, root = KNOWN_SETS[address.scheme], address.place
     files = any((root / name).is_file() for name in known.files)
-    return files or bool(known.binary and cifar_binary.find(known.binary, root))
+    return files or bool(known.binary and _binary_folder(known.binary, root))
 
 
 def _read(address: Address, known: KnownSet, options: TorchvisionOptions) -> Sequence[Any]:
     """Return the parts of a set; the files of a known set may lie directly in the folder."""
     root = address.place
-    if known.binary and (folder := cifar_binary.find(known.binary, root)):
+    if known.binary and (folder := _binary_folder(known.binary, root)):
         binary = known.binary
-        return [cifar_binary.read(binary, folder, names) for names in (binary.train, binary.test)]
+        return [_read_binary(binary, folder, names) for names in (binary.train, binary.test)]
     kind = _class_of(known.torchvision or address.scheme.partition(":")[2])
     files = (root / name for name in (*known.files, *known.more_files))
     if file := next(filter(Path.is_file, files), None):
@@ -118,6 +122,42 @@ def _read(address: Address, known: KnownSet, options: TorchvisionOptions) -> Seq
             there = type(kind.__name__, (kind,), {"base_folder": "", "raw_folder": str(raw)})
             return _parts(there, file.parent, replace(options, download=False))
     return _parts(kind, root, options)
+
+
+@dataclass(frozen=True)
+class _BinaryPart:
+    """Images ``data [N, 3, 32, 32]`` and labels ``targets [N]``, uint8; names as in torchvision."""
+
+    data: _Bytes
+    targets: _Bytes
+
+    def __getitem__(self, index: int) -> tuple[Image.Image, int]:
+        return Image.fromarray(self.data[index].transpose(1, 2, 0)), int(self.targets[index])
+
+
+def _binary_folder(binary: Binary, root: Path) -> Path | None:
+    """Find the folder with the files: the archive's folder in ``root``, or ``root``, or None."""
+    folders = (root / binary.folder, root)
+    files = (*binary.train, *binary.test)
+    return next((f for f in folders if any((f / name).is_file() for name in files)), None)
+
+
+def _read_binary(binary: Binary, folder: Path, names: Sequence[str]) -> _BinaryPart:
+    """Read CIFAR's binary version: records of one or two label bytes and 3 x 32 x 32 pixels."""
+    length = binary.label_bytes + _PIXELS
+    sizes = [(folder / name).stat().st_size for name in names]
+    if len({*sizes}) > 1 or sizes[0] == 0 or sizes[0] % length:
+        raise UserError(
+            f"{', '.join(names)} in {folder} should be of one size and hold records of {length} "
+            f"bytes, but have {', '.join(map(str, sizes))} bytes; unpack the archive again"
+        )
+    check_memory(f"the {sum(sizes)} bytes of {folder}", sum(sizes), "free some memory")
+    records = np.concatenate([np.fromfile(folder / name, np.uint8) for name in names])
+    records = records.reshape(-1, length)
+    # CIFAR-100 has two label bytes, superclass and class; the class comes last. The pixels are a
+    # red, a green and a blue plane.
+    images = records[:, binary.label_bytes :].reshape(-1, 3, 32, 32)
+    return _BinaryPart(images, records[:, binary.label_bytes - 1])
 
 
 def _class_of(name: str) -> Any:
