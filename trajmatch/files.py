@@ -100,13 +100,16 @@ def save_tensors(
     """
     from safetensors.torch import save
 
-    if not allow_nonfinite:
-        for name, tensor in tensors.items():
-            if tensor.is_floating_point() and not tensor.isfinite().all():
-                raise UserError(
-                    f"cannot write {path}: tensor {name!r} holds values that are not finite"
-                )
-    separate = _separate(tensors)
+    separate: dict[str, Tensor] = {}
+    for name, tensor in tensors.items():
+        if not allow_nonfinite and tensor.is_floating_point() and not tensor.isfinite().all():
+            raise UserError(
+                f"cannot write {path}: tensor {name!r} holds values that are not finite"
+            )
+        # safetensors requires contiguous CPU tensors that share no memory.
+        plain = tensor.detach().cpu().contiguous()
+        taken = {each.untyped_storage().data_ptr() for each in separate.values()}
+        separate[name] = plain.clone() if plain.untyped_storage().data_ptr() in taken else plain
     content = json.loads(_to_json(path, metadata))  # checksum of what load_tensors will parse
     # Only half of the limit, because the header adds a backslash before each quote of this text.
     checksum = {"metadata": json_checksum(content), "tensors": _checksum(separate)}
@@ -258,19 +261,6 @@ def flush(path: Path) -> None:
     except OSError as error:
         if not folder or error.errno in _DISK_ERRORS:
             raise
-
-
-def _separate(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Return contiguous CPU tensors that share no memory, as safetensors requires."""
-    separate: dict[str, Tensor] = {}
-    storages: set[int] = set()
-    for name, tensor in tensors.items():
-        plain = tensor.detach().cpu().contiguous()
-        if plain.untyped_storage().data_ptr() in storages:
-            plain = plain.clone()
-        storages.add(plain.untyped_storage().data_ptr())
-        separate[name] = plain
-    return separate
 
 
 def _metadata(path: PathLike, handle: safe_open) -> tuple[dict[str, Any], dict[str, str] | None]:
