@@ -13,10 +13,9 @@ from torch import Tensor, nn
 from trajmatch import networks
 from trajmatch.data import Dataset
 from trajmatch.errors import UserError
-from trajmatch.experts.checkpoint import BEGINNING, Checkpoints, Place, Training
+from trajmatch.experts.checkpoint import Checkpoints, Place, Recorder, Training, measure_of
 from trajmatch.experts.epoch import Curriculum, EpochDraws, decay_epoch
 from trajmatch.experts.step import ExpertState, step_of, steps_for
-from trajmatch.experts.trajectory_recorder import TrajectoryRecorder, measure_of
 from trajmatch.inference import measured
 from trajmatch.random import generator
 
@@ -81,8 +80,8 @@ def train_lockstep(
     for expert, total in zip(experts, totals, strict=True):
         networks.initialise(model, generator(seed, "expert", expert, "initialisation"))
         state = ExpertState.begin(model, step.optimiser)
-        group.append(Training(expert, state, TrajectoryRecorder(state, kept, measure), total))
-    begun = BEGINNING
+        group.append(Training(expert, state, Recorder(state, kept, measure), total))
+    begun = Place(0, 0)
     if checkpoints is not None:
         # All experts of a group have the same progress.
         (begun,) = {checkpoints.place(expert) for expert in experts}
