@@ -112,7 +112,7 @@ def save_tensors(
         separate[name] = plain.clone() if plain.untyped_storage().data_ptr() in taken else plain
     content = json.loads(_to_json(path, metadata))  # checksum of what load_tensors will parse
     # Only half of the limit, because the header adds a backslash before each quote of this text.
-    checksum = {"metadata": json_checksum(content), "tensors": _checksum(separate)}
+    checksum = {"metadata": json_checksum(content), "tensors": tensor_checksum(separate)}
     described = {**content, CHECKSUM: checksum}
     text = _to_json(path, described, most=MOST_JSON // 2)
     write_bytes(path, save(separate, metadata={METADATA_KEY: text}))
@@ -126,7 +126,7 @@ def load_tensors(path: PathLike) -> tuple[dict[str, Tensor], dict[str, Any]]:
     with open_tensors(path) as handle:
         metadata, checksum = _metadata(path, handle)
         tensors = {name: handle.get_tensor(name) for name in handle.keys()}  # noqa: SIM118
-    if checksum is not None and checksum["tensors"] != _checksum(tensors):
+    if checksum is not None and checksum["tensors"] != tensor_checksum(tensors):
         raise UserError(f"{path} is damaged: its content does not match its checksum")
     return tensors, metadata
 
@@ -147,6 +147,19 @@ def json_checksum(content: Mapping[str, Any]) -> str:
     """Return the hexadecimal SHA-256 of a JSON object, independent of key order."""
     text = json.dumps(content, sort_keys=True, separators=(",", ":"), allow_nan=False)
     return hashlib.sha256(text.encode()).hexdigest()
+
+
+def tensor_checksum(tensors: Mapping[str, Tensor]) -> str:
+    """Return the hexadecimal SHA-256 of named tensors, independent of their order."""
+    import torch
+
+    digest = hashlib.sha256()
+    for name in sorted(tensors):
+        tensor = tensors[name].detach().cpu()
+        digest.update(json_checksum({name: [str(tensor.dtype), list(tensor.shape)]}).encode())
+        # Hash the bytes themselves, because NumPy has no bfloat16.
+        digest.update(tensor.reshape(-1).view(torch.uint8).numpy().data)
+    return digest.hexdigest()
 
 
 @contextlib.contextmanager
@@ -276,19 +289,6 @@ def _metadata(path: PathLike, handle: safe_open) -> tuple[dict[str, Any], dict[s
     if not complete or checksum["metadata"] != json_checksum(metadata):
         raise UserError(f"{path} is damaged: its description does not match its checksum")
     return metadata, checksum
-
-
-def _checksum(tensors: Mapping[str, Tensor]) -> str:
-    """Return the SHA-256 of named tensors, independent of their order."""
-    import torch
-
-    digest = hashlib.sha256()
-    for name in sorted(tensors):
-        tensor = tensors[name]
-        digest.update(json_checksum({name: [str(tensor.dtype), list(tensor.shape)]}).encode())
-        # Hash the bytes themselves, because NumPy has no bfloat16.
-        digest.update(tensor.reshape(-1).view(torch.uint8).numpy().data)
-    return digest.hexdigest()
 
 
 def _to_json(path: PathLike, obj: Any, indent: int | None = None, most: int = MOST_JSON) -> str:

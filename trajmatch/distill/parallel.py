@@ -8,7 +8,6 @@ the order of the matches, so on the CPU the result has the same bits as with a s
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TypeVar
@@ -16,6 +15,7 @@ from typing import TypeVar
 import torch
 from torch import Tensor
 
+from trajmatch import files
 from trajmatch.distill.objectives import OuterGradient
 from trajmatch.distill.parameters import LABELS, learned, of_memory, values
 from trajmatch.distill.problem import Problem
@@ -116,7 +116,7 @@ def start_same(problem: Problem, state: State, ranks: Ranks) -> None:
     ranks.barrier()  # has no time limit: one rank may read its data much more slowly
     config = problem.config
     run = [problem.identity, config.parallel, config.checkpoint_every, state.iteration]
-    other = first_that_differs(ranks, [json.dumps(run, sort_keys=True)])
+    other = first_that_differs(ranks, files.json_checksum({"run": run}))
     if other is not None:
         raise UserError(
             f"processes 0 and {other} of this run have different settings, experts or checkpoints; "
@@ -135,7 +135,8 @@ def check_in_step(state: State, ranks: Ranks) -> None:
     """Raise UserError if the tensors of the state differ between ranks."""
     if ranks.size == 1:
         return
-    other = first_that_differs(ranks, [each.reshape(-1) for each in _tensors(state)])
+    tensors = {str(index): each for index, each in enumerate(_tensors(state))}
+    other = first_that_differs(ranks, files.tensor_checksum(tensors))
     if other is not None:
         raise UserError(
             f"after iteration {state.iteration}, processes 0 and {other} no longer have the same "

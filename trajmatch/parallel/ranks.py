@@ -7,11 +7,10 @@ hour for an evaluation on rank 0. Neither way uses pickle.
 
 from __future__ import annotations
 
-import hashlib
 import itertools
 import json
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -192,17 +191,8 @@ class DistributedRanks(Ranks):
             return self._store.get(key)
 
 
-def first_that_differs(ranks: Ranks, parts: Iterable[Tensor | str]) -> int | None:
-    """Return the first rank whose parts differ from rank 0's in any byte; None if all agree."""
-    digest = hashlib.sha256()
-    for part in parts:
-        if isinstance(part, str):
-            digest.update(part.encode())
-        else:
-            # Tensors need at least one dimension here, because a scalar has no view as bytes.
-            digest.update(part.detach().cpu().contiguous().view(torch.uint8).numpy().tobytes())
-    first, *others = ranks.gather(torch.tensor(list(digest.digest()), dtype=torch.uint8))
-    for rank, other in enumerate(others, start=1):
-        if not torch.equal(other, first):
-            return rank
-    return None
+def first_that_differs(ranks: Ranks, checksum: str) -> int | None:
+    """Return the first rank whose checksum, hexadecimal, is not rank 0's; None if all agree."""
+    sent = torch.tensor(list(bytes.fromhex(checksum)), dtype=torch.uint8)
+    first, *others = ranks.gather(sent)
+    return next((rank for rank, each in enumerate(others, 1) if not torch.equal(each, first)), None)
