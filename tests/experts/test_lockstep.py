@@ -206,8 +206,8 @@ def test_one_that_diverges_is_named(dataset) -> None:
 
 #: What the parts of a step may be.
 PARTS = {
-    "sgd": {"optimiser": Sgd(0.9, 1e-3)},
-    "adam": {"optimiser": Adam(1e-3)},
+    "sgd": {"optimiser": Sgd(0.9), "weight_decay": 1e-3},
+    "adam": {"optimiser": Adam(), "weight_decay": 1e-3},
     "smooth and flat": {"penalty": GradientPenalty(2.0), "gsam": Gsam(0.01, 0.3)},
 }
 

@@ -27,11 +27,9 @@ _TINY = 1e-12
 
 @dataclass(frozen=True)
 class Sgd:
-    """SGD with momentum ``mu``: ``b <- mu b + g + wd theta``, ``theta <- theta - lr b``."""
+    """SGD with momentum ``mu``: ``b <- mu b + g``, ``theta <- theta - lr b``."""
 
     momentum: float = 0.0
-    weight_decay: float = 0.0
-    trainable: Tensor | None = None  # mask [P] of the parameters that decay; None: all
 
     def memory(self, theta: Tensor) -> Memory:
         """Return the initial momentum buffer ``b``, which is zero: the first step is plain SGD."""
@@ -39,8 +37,6 @@ class Sgd:
 
     def __call__(self, theta: Tensor, grad: Tensor, lr: Tensor, memory: Memory) -> None:
         """Update ``theta [P]`` and ``memory`` in place, with ``grad [P]`` and ``lr []``."""
-        if self.weight_decay:
-            grad = decayed(grad, theta, self.weight_decay, self.trainable)
         stepped, buffer = ops.sgd_step(theta, grad, lr, memory["momentum"], self.momentum)
         theta.copy_(stepped)
         memory["momentum"].copy_(buffer)
@@ -50,9 +46,6 @@ class Sgd:
 class Adam:
     """Adam (Kingma and Ba, 2015), with the defaults of ``torch.optim.Adam``."""
 
-    weight_decay: float = 0.0
-    trainable: Tensor | None = None  # as for Sgd
-
     def memory(self, theta: Tensor) -> Memory:
         """Return the initial state: means of the gradient and its square, and the step count."""
         zeros = torch.zeros_like
@@ -60,8 +53,6 @@ class Adam:
 
     def __call__(self, theta: Tensor, grad: Tensor, lr: Tensor, memory: Memory) -> None:
         """Update ``theta`` and ``memory`` in place, as :class:`Sgd` does."""
-        if self.weight_decay:
-            grad = decayed(grad, theta, self.weight_decay, self.trainable)
         first, second, eps = 0.9, 0.999, 1e-8
         taken, mean, squares = memory["taken"], memory["momentum"], memory["squares"]
         # The step count is a tensor: a CUDA graph would replay a Python number unchanged.
@@ -180,7 +171,8 @@ class ExpertStep:
     norms. ``images [n, C, H, W]`` are uint8, or float32 if whitened. ``labels`` are classes
     ``[n]``, int64, or targets ``[n, D]``, float32. A step ignores the parameters of ``model`` and
     overwrites its buffers. ``penalty`` is AST's gradient penalty; ``gsam`` flattens the trajectory
-    as in FTD.
+    as in FTD. ``weight_decay`` is added to the gradient where the mask ``trainable [P]`` is 1; None
+    is 1 everywhere.
     """
 
     model: nn.Module
@@ -191,6 +183,8 @@ class ExpertStep:
     penalty: GradientPenalty | None = None
     gsam: Gsam | None = None
     loss: str = "cross_entropy"
+    weight_decay: float = 0.0
+    trainable: Tensor | None = None
 
     def __call__(self, states: Sequence[ExpertState], batch: Batch) -> Tensor:
         """Take a step: change ``states`` in place and return the losses before the change, [K]."""
@@ -219,6 +213,8 @@ class ExpertStep:
             _, theirs = gradients([self.gsam.nearby(state.theta, grad) for state, grad in pairs])
             grads = [*map(self.gsam.direction, grads, theirs)]
         for state, grad, lr in zip(states, grads, batch.lr, strict=True):
+            if self.weight_decay:
+                grad = decayed(grad, state.theta, self.weight_decay, self.trainable)
             self.optimiser(state.theta, grad, lr, state.memory)
         return losses
 
@@ -247,17 +243,15 @@ def step_of(
     model: nn.Module, training: Dataset, recipe: dict[str, Any], device: str | torch.device
 ) -> ExpertStep:
     """Build the training step that a store's ``recipe`` describes."""
-    decay, trained = recipe["weight_decay"], networks.trainable(model)
-    optimiser: Sgd | Adam = Sgd(recipe["momentum"], decay, trained)
-    if recipe["optimiser"] == "adam":
-        optimiser = Adam(decay, trainable=trained)
+    optimiser = Adam() if recipe["optimiser"] == "adam" else Sgd(recipe["momentum"])
     weight, rho = recipe["penalty"], recipe["rho"]
     penalty = GradientPenalty(weight, recipe["penalty_norm"]) if weight else None
     gsam = Gsam(rho, recipe["alpha"]) if rho else None
     # Images are kept on the device as uint8 and normalised per batch. Whitened images are float32.
     images, normalise = training.preprocessing.staged(training.train_images.to(device))
     labels, loss = training.train_answers.to(device), training.loss
-    return ExpertStep(model, images, labels, normalise, optimiser, penalty, gsam, loss)
+    decay = recipe["weight_decay"], networks.trainable(model)
+    return ExpertStep(model, images, labels, normalise, optimiser, penalty, gsam, loss, *decay)
 
 
 #: Function that takes one step with every expert. It gets a stacked batch and returns the losses
