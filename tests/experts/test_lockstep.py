@@ -17,7 +17,7 @@ from trajmatch import networks, ops
 from trajmatch.data import DSA, ChannelNormalisation, Dataset, load_dataset
 from trajmatch.errors import UserError
 from trajmatch.experts import ExpertConfig, Store, train, train_experts, trajectory
-from trajmatch.experts.curriculum import Schedule
+from trajmatch.experts.config import Schedule
 from trajmatch.experts.epoch import Curriculum
 from trajmatch.experts.scores import Scores
 from trajmatch.experts.step import (

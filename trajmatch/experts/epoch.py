@@ -12,7 +12,7 @@ from torch import Tensor
 from trajmatch.data import Dataset
 from trajmatch.data.dsa import DSA
 from trajmatch.errors import UserError
-from trajmatch.experts.curriculum import Schedule
+from trajmatch.experts.config import Schedule
 from trajmatch.experts.scores import Scores
 from trajmatch.experts.step import Batch
 from trajmatch.ops.dsa_parameters import COLUMNS

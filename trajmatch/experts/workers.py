@@ -12,8 +12,7 @@ from trajmatch.children import Emit, Failed, Job, children
 from trajmatch.data import Dataset, load_dataset
 from trajmatch.errors import UserError
 from trajmatch.experts.checkpoint import Checkpoints
-from trajmatch.experts.config import ExpertConfig
-from trajmatch.experts.curriculum import Schedule
+from trajmatch.experts.config import ExpertConfig, Schedule
 from trajmatch.experts.epoch import Curriculum
 from trajmatch.experts.scores import read_scores
 from trajmatch.experts.store import Store
