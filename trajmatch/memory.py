@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import ctypes
 import os
+import re
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -111,17 +112,11 @@ def free_bytes(device: str | torch.device) -> int:
     return available_memory()
 
 
-#: Lower-case parts of out-of-memory messages from PyTorch, CUDA and the C++ library. The last one
-#: is raised for a convolution if no cuDNN algorithm gets its workspace.
-_OUT_OF_MEMORY = (
-    "out of memory",
-    "can't allocate memory",
-    "cannot allocate memory",
-    "not enough memory",
-    "bad_alloc",
-    "alloc_failed",
-    "allocation_failed",
-    "unable to find an engine to execute",
+#: Out-of-memory messages of PyTorch, CUDA and the C++ library. The last one is raised for a
+#: convolution if no cuDNN algorithm gets its workspace.
+_OUT_OF_MEMORY = re.compile(
+    "(?i)out of memory|not enough memory|can(not|'t) allocate memory|bad_alloc"
+    "|alloc(ation)?_failed|unable to find an engine to execute"
 )
 
 
@@ -132,8 +127,7 @@ def is_out_of_memory(error: BaseException) -> bool:
     if isinstance(error, MemoryError | torch.OutOfMemoryError):
         return True
     # Libraries raise a plain RuntimeError that only the message identifies.
-    message = str(error).lower()
-    return isinstance(error, RuntimeError) and any(text in message for text in _OUT_OF_MEMORY)
+    return isinstance(error, RuntimeError) and bool(_OUT_OF_MEMORY.search(str(error)))
 
 
 def resident_memory() -> int:
