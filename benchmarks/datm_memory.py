@@ -24,7 +24,7 @@ from bench.timing import seconds
 
 from trajmatch import files, ops
 from trajmatch.data.dsa import DSA
-from trajmatch.memory import peak_bytes
+from trajmatch.device import peak_bytes
 from trajmatch.protocol import MTT_DSA
 
 SIZE = Size(128, 1000, 80, num_classes=100)

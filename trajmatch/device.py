@@ -1,15 +1,17 @@
-"""Choice of the compute device, and reasons why a GPU or the CUDA kernels are unusable."""
+"""Choice of the compute device, reasons why it is unusable, and measurement of its memory."""
 
 from __future__ import annotations
 
 import ctypes
 import os
 import re
+from pathlib import Path
 
 import torch
 
 from trajmatch._extension import Fault, build_info, compile_again, missing_kernels
 from trajmatch.errors import UserError, as_user_error
+from trajmatch.memory import available_memory, resident_memory
 
 #: Minimum compute capability of the CUDA kernels.
 LEAST_CAPABILITY = (7, 5)
@@ -85,6 +87,43 @@ def cuda_fault(index: int | None = None) -> Fault | None:
     except RuntimeError as error:  # e.g. a driver that is too old for torch
         return Fault(f"torch cannot use the GPU: {str(error).splitlines()[0]}", "See nvidia-smi")
     return _kernel_fault(torch.cuda.current_device() if index is None else index)
+
+
+def reset_peak(device: str | torch.device) -> bool:
+    """Reset :func:`peak_bytes`; return False if the system cannot reset the peak of a process."""
+    if torch.device(device).type == "cuda":
+        torch.cuda.reset_peak_memory_stats(device)
+        return True
+    # Writing 5 resets VmHWM, the peak of the resident memory, on Linux.
+    try:
+        Path("/proc/self/clear_refs").write_text("5")
+    except OSError:
+        return False
+    return True
+
+
+def peak_bytes(device: str | torch.device) -> int:
+    """Return the peak memory in bytes: of PyTorch's allocator on a GPU, else of this process."""
+    if torch.device(device).type == "cuda":
+        return torch.cuda.max_memory_allocated(device)
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return 1024 * int(dict(line.split(":") for line in lines)["VmHWM"].split()[0])
+
+
+def used_bytes(device: str | torch.device) -> int:
+    """Return the bytes in use now, whose peak is :func:`peak_bytes`."""
+    if torch.device(device).type == "cuda":
+        return torch.cuda.memory_allocated(device)
+    return resident_memory()
+
+
+def free_bytes(device: str | torch.device) -> int:
+    """Return the free bytes of a GPU, PyTorch's cache included, or :func:`available_memory`."""
+    if torch.device(device).type == "cuda":
+        # PyTorch's allocator can reuse its cache.
+        cached = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
+        return torch.cuda.mem_get_info(device)[0] + cached
+    return available_memory()
 
 
 def _kernel_fault(index: int) -> Fault | None:

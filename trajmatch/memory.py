@@ -1,4 +1,4 @@
-"""Measurement and limits of memory, and a single-thread context."""
+"""Limits of memory, and a single-thread context."""
 
 from __future__ import annotations
 
@@ -9,12 +9,8 @@ import re
 import sys
 from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from trajmatch.errors import UserError
-
-if TYPE_CHECKING:
-    import torch
 
 # Parameters of mallopt, from glibc's malloc.h.
 _M_TRIM_THRESHOLD = -1
@@ -65,51 +61,6 @@ def check_memory(what: str, needed: int, advice: str) -> None:
             f"{what} take {needed / 1e9:.1f} GB of memory, but {free / 1e9:.1f} GB are free; "
             f"{advice}"
         )
-
-
-def reset_peak(device: str | torch.device) -> bool:
-    """Reset :func:`peak_bytes`; return False if the system cannot reset the peak of a process."""
-    import torch
-
-    if torch.device(device).type == "cuda":
-        torch.cuda.reset_peak_memory_stats(device)
-        return True
-    # Writing 5 resets VmHWM, the peak of the resident memory, on Linux.
-    try:
-        Path("/proc/self/clear_refs").write_text("5")
-    except OSError:
-        return False
-    return True
-
-
-def peak_bytes(device: str | torch.device) -> int:
-    """Return the peak memory in bytes: of PyTorch's allocator on a GPU, else of this process."""
-    import torch
-
-    if torch.device(device).type == "cuda":
-        return torch.cuda.max_memory_allocated(device)
-    lines = Path("/proc/self/status").read_text().splitlines()
-    return 1024 * int(dict(line.split(":") for line in lines)["VmHWM"].split()[0])
-
-
-def used_bytes(device: str | torch.device) -> int:
-    """Return the bytes in use now, whose peak is :func:`peak_bytes`."""
-    import torch
-
-    if torch.device(device).type == "cuda":
-        return torch.cuda.memory_allocated(device)
-    return resident_memory()
-
-
-def free_bytes(device: str | torch.device) -> int:
-    """Return the free bytes of a GPU, PyTorch's cache included, or :func:`available_memory`."""
-    import torch
-
-    if torch.device(device).type == "cuda":
-        # PyTorch's allocator can reuse its cache.
-        cached = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
-        return torch.cuda.mem_get_info(device)[0] + cached
-    return available_memory()
 
 
 #: Out-of-memory messages of PyTorch, CUDA and the C++ library. The last one is raised for a

@@ -9,16 +9,17 @@ from typing import Any
 import numpy as np
 
 from bench.sizes import parse_size
-from trajmatch import memory
 from trajmatch.children import Emit
+from trajmatch.device import peak_bytes, reset_peak
 from trajmatch.distill import DistillConfig, distill
 from trajmatch.distill.memory_plan import Forecast
 from trajmatch.experts import ExpertConfig, train_experts
+from trajmatch.memory import keep_freed_memory
 
 
 def measure(job: dict[str, Any], emit: Emit) -> None:
     """Make one outer iteration of ``size`` with ``tape_mb`` on random images."""
-    memory.keep_freed_memory()
+    keep_freed_memory()
     size = parse_size(job["size"])
     labels = np.repeat(np.arange(size.num_classes), max(2, size.batch // size.num_classes))
     shape = (len(labels), size.image_size, size.image_size, 3)
@@ -39,7 +40,7 @@ def measure(job: dict[str, Any], emit: Emit) -> None:
             device="cpu",
         )
         train_experts(experts)
-        memory.reset_peak("cpu")
+        reset_peak("cpu")
         config = DistillConfig(
             experts=experts.out,
             out=Path(folder) / "distilled",
@@ -54,7 +55,7 @@ def measure(job: dict[str, Any], emit: Emit) -> None:
         )
         distill(config, tell=told.append)
     (found,) = told
-    peak = memory.peak_bytes("cpu")
+    peak = peak_bytes("cpu")
     emit(
         {
             "predicted_bytes": found.peak_bytes,

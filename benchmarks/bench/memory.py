@@ -14,7 +14,7 @@ from bench.sizes import Size
 from bench.timing import LinearFit, fit_line
 from bench.variants import VARIANTS, first_line
 from trajmatch.children import Emit, Job
-from trajmatch.memory import free_bytes, peak_bytes, reset_peak
+from trajmatch.device import free_bytes, peak_bytes, reset_peak
 
 #: A variant that needs more than this is not run; see :func:`limit_bytes`.
 LARGEST = 20 * 10**9

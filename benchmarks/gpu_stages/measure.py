@@ -9,7 +9,7 @@ from typing import Any
 
 from bench.timing import seconds
 
-from trajmatch.memory import peak_bytes, reset_peak, used_bytes
+from trajmatch.device import peak_bytes, reset_peak, used_bytes
 
 
 @contextmanager

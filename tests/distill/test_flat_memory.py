@@ -12,7 +12,7 @@ MEGA = 2**20
 PROGRAM = """
 import sys
 from pathlib import Path
-from trajmatch import memory
+from trajmatch import device, memory
 from trajmatch.distill import DistillConfig, distill
 
 memory.keep_freed_memory()
@@ -20,7 +20,7 @@ memory.keep_freed_memory()
 class Watch:
     def update(self, done, **numbers):
         if done in (10, 1000):
-            print(done, memory.used_bytes("cpu"), memory.peak_bytes("cpu"), flush=True)
+            print(done, device.used_bytes("cpu"), device.peak_bytes("cpu"), flush=True)
 
 distill(
     DistillConfig(

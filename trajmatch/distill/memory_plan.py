@@ -19,13 +19,14 @@ from typing import Any, TypeVar
 import torch
 
 from trajmatch import ops
+from trajmatch.device import free_bytes, peak_bytes, reset_peak, used_bytes
 from trajmatch.distill.gradients import Gradients, one_by_one
 from trajmatch.distill.objectives import Plan, Results, read
 from trajmatch.distill.parameters import LABELS
 from trajmatch.distill.problem import Problem
 from trajmatch.errors import UserError, warn
 from trajmatch.images.parametrisation import Tensors
-from trajmatch.memory import free_bytes, is_out_of_memory, peak_bytes, reset_peak, used_bytes
+from trajmatch.memory import is_out_of_memory
 from trajmatch.ops.student import runs_by_images
 from trajmatch.schema import flag
 
