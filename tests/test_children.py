@@ -15,7 +15,7 @@ import pytest
 
 import trajmatch
 from trajmatch import interruption
-from trajmatch.children import Failed, children
+from trajmatch.children import children
 from trajmatch.errors import UserError
 
 FUNCTIONS = """
@@ -157,10 +157,11 @@ def test_a_process_that_a_child_leaves_behind_is_not_waited_for(functions: Any) 
     ],
 )
 def test_a_child_that_fails_is_an_error(functions: Any, code: str, status: int) -> None:
-    with pytest.raises(Failed) as failure, children(functions.fails, [{"code": code}]) as events:
+    with children(functions.fails, [{"code": code}]) as events:
         assert next(events) == {}
-        next(events)
-    assert failure.value.status == status
+        with pytest.raises(subprocess.CalledProcessError) as failure:
+            next(events)
+    assert failure.value.returncode == status
 
 
 def test_mistakes_of_the_user_come_back(functions: Any) -> None:

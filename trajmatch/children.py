@@ -45,18 +45,6 @@ sys.exit(main(int(descriptor), module, name))
 """
 
 
-class Failed(Exception):
-    """Unexpected exit of a child process; its traceback is on stderr.
-
-    Attributes:
-        status: Exit status; ``-N`` if signal number ``N`` killed the process.
-    """
-
-    def __init__(self, status: int) -> None:
-        super().__init__(f"a child process ended with status {status}")
-        self.status = status
-
-
 @contextlib.contextmanager
 def children(
     function: Callable[[Job, Emit], None],
@@ -70,8 +58,8 @@ def children(
 
     Yields:
         An iterator over the events of all children until all have ended. It raises
-        :class:`UserError` if a child raised it, :class:`Failed` if a child failed otherwise, and
-        :class:`~trajmatch.interruption.Interrupted` if the run should stop.
+        :class:`UserError` if a child raised it, :class:`subprocess.CalledProcessError` if a child
+        failed otherwise, and :class:`~trajmatch.interruption.Interrupted` if the run should stop.
     """
     with contextlib.ExitStack() as stack:
         running = {}
@@ -139,7 +127,7 @@ def _events(running: dict[Connection, subprocess.Popen[bytes]]) -> Iterator[Even
                     ended.append(connection)
         for connection in ended:
             if status := running.pop(connection).wait():
-                raise Failed(status)
+                raise subprocess.CalledProcessError(status, sys.executable)
 
 
 def main(descriptor: int, module: str, name: str) -> int:

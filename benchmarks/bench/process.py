@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Generator, Mapping
+from subprocess import CalledProcessError
 from types import MappingProxyType
 from typing import Any
 
-from trajmatch.children import Emit, Failed, Job, children
+from trajmatch.children import Emit, Job, children
 from trajmatch.errors import UserError
 
 
@@ -31,8 +32,8 @@ def in_process(
     try:
         with children(function, [job], environment) as results:
             yield from results
-    except Failed as failure:
+    except CalledProcessError as failure:
         raise UserError(
-            f"the benchmark's process for {job} ended with status {failure.status} (-9 is what "
+            f"the benchmark's process for {job} ended with status {failure.returncode} (-9 is what "
             "the system does where memory runs out); choose a smaller size"
         ) from failure

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import math
+import subprocess
 import warnings
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict
 
 from trajmatch import interruption
-from trajmatch.children import Emit, Failed, Job, children
+from trajmatch.children import Emit, Job, children
 from trajmatch.data import Dataset, load_dataset
 from trajmatch.errors import UserError
 from trajmatch.experts.checkpoint import Checkpoints
@@ -84,15 +85,15 @@ def work_together(
         with children(work_on, jobs, {"OMP_NUM_THREADS": "1"}) as events:
             for event in events:
                 on_epoch(event["expert"], event["numbers"])
-    except Failed as failure:
+    except subprocess.CalledProcessError as failure:
         # A negative status is minus the number of the signal that killed the process.
-        if failure.status > 0:
+        if failure.returncode > 0:
             raise RuntimeError(
-                f"a process that trains experts failed with exit status {failure.status}"
+                f"a process that trains experts failed with exit status {failure.returncode}"
             ) from failure
         raise UserError(
-            f"a process that trains experts was killed by signal {-failure.status}; if memory is "
-            "short, choose a smaller --workers or --batch-size, and continue with --resume"
+            f"a process that trains experts was killed by signal {-failure.returncode}; if memory "
+            "is short, choose a smaller --workers or --batch-size, and continue with --resume"
         ) from failure
 
 
