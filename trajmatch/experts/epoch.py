@@ -81,47 +81,40 @@ class Curriculum:
         return torch.cat([each[int(low * size) : int(high * size)] for each, size in sizes])
 
 
-class EpochDraws:
-    """Source of random epochs for several experts, each with its own random generators."""
-
-    def __init__(
-        self,
-        recipe: dict[str, Any],
-        seed: int,
-        experts: Sequence[int],
-        shape: Sequence[int],
-        curriculum: Curriculum | None = None,
-    ) -> None:
-        self._recipe, self._shape, self._drawn = recipe, shape, 0
-        self._curriculum = curriculum
-        self._dsa = DSA(recipe["dsa"])
-        self._orders = [generator(seed, "expert", expert, "order") for expert in experts]
-        self._augmentations = [generator(seed, "expert", expert, "dsa") for expert in experts]
-
-    def draw(self) -> Epoch:
-        """Draw the next epoch, on the CPU."""
-        index, self._drawn = self._drawn, self._drawn + 1
-        seen = None if self._curriculum is None else self._curriculum.images(index)
-        count = self._shape[0] if seen is None else len(seen)
+def drawn_epochs(
+    recipe: dict[str, Any],
+    seed: int,
+    experts: Sequence[int],
+    shape: Sequence[int],
+    curriculum: Curriculum | None = None,
+) -> Iterator[Epoch]:
+    """Draw random epochs on the CPU, without end; each expert has its own random generators."""
+    dsa, size = DSA(recipe["dsa"]), recipe["batch_size"]
+    orders = [generator(seed, "expert", expert, "order") for expert in experts]
+    augmentations = [generator(seed, "expert", expert, "dsa") for expert in experts]
+    for index in itertools.count():
+        seen = None if curriculum is None else curriculum.images(index)
+        count = shape[0] if seen is None else len(seen)
         # Rounded up: the last batch may be smaller.
-        steps = -(-count // self._recipe["batch_size"])
-        shape = len(self._orders), steps
-        orders = torch.stack([torch.randperm(count, generator=order) for order in self._orders])
-        # `orders [experts, n]` are positions in `seen`, or image indices if all images are seen.
-        return Epoch(
-            orders if seen is None else seen[orders],
-            torch.stack([self._rows(each, count) for each in self._augmentations]),
-            torch.full(shape, learning_rate(self._recipe, index), dtype=torch.float32),
-            torch.full(shape, loss_scale(self._recipe, index), dtype=torch.float32),
+        steps = len(experts), -(-count // size)
+        places = torch.stack([torch.randperm(count, generator=order) for order in orders])
+        # `places [experts, n]` are positions in `seen`, or image indices if all images are seen.
+        yield Epoch(
+            places if seen is None else seen[places],
+            torch.stack([_dsa_rows(dsa, each, count, size, shape) for each in augmentations]),
+            torch.full(steps, learning_rate(recipe, index), dtype=torch.float32),
+            torch.full(steps, loss_scale(recipe, index), dtype=torch.float32),
         )
 
-    def _rows(self, augmentation: torch.Generator, count: int) -> Tensor:
-        """Draw one expert's DSA parameters for an epoch: ``[n, 5]``, or ``[n, 0]`` without DSA."""
-        *_, height, width = self._shape
-        if self._dsa.spec == "none":
-            return torch.empty(count, 0, dtype=torch.float64)
-        rows = torch.empty(count, COLUMNS, dtype=torch.float64)
-        # Batch by batch, because the images of a batch share one kind of transformation.
-        for batch in rows.split(min(self._recipe["batch_size"], count)):
-            batch.copy_(self._dsa.draw(len(batch), height, width, augmentation))
-        return rows
+
+def _dsa_rows(
+    dsa: DSA, augmentation: torch.Generator, count: int, size: int, shape: Sequence[int]
+) -> Tensor:
+    """Draw one expert's DSA parameters for an epoch: ``[n, 5]``, or ``[n, 0]`` without DSA."""
+    if dsa.spec == "none":
+        return torch.empty(count, 0, dtype=torch.float64)
+    rows = torch.empty(count, COLUMNS, dtype=torch.float64)
+    # Batch by batch, because the images of a batch share one kind of transformation.
+    for batch in rows.split(min(size, count)):
+        batch.copy_(dsa.draw(len(batch), shape[-2], shape[-1], augmentation))
+    return rows

@@ -14,7 +14,7 @@ from trajmatch import networks
 from trajmatch.data import Dataset
 from trajmatch.errors import UserError
 from trajmatch.experts.checkpoint import Checkpoints, Place, Recorder, Training, measure_of
-from trajmatch.experts.epoch import Curriculum, EpochDraws, decay_epoch
+from trajmatch.experts.epoch import Curriculum, decay_epoch, drawn_epochs
 from trajmatch.experts.step import ExpertState, step_of, steps_for
 from trajmatch.inference import measured
 from trajmatch.random import generator
@@ -90,9 +90,9 @@ def train_lockstep(
     take_steps = steps_for(step, [each.state for each in group], torch.device(device))
     test, guess = _Test(model, training, device), guessing(training)
     test_every = test_every or test.interval
-    draws = EpochDraws(recipe, seed, experts, training.train_images.shape, curriculum)
+    draws = drawn_epochs(recipe, seed, experts, training.train_images.shape, curriculum)
     for _ in range(begun.epoch + 1):  # also advances the generators past finished epochs
-        drawn = draws.draw()
+        drawn = next(draws)
     with torch.no_grad():
         for epoch in range(begun.epoch + 1, last + 1):
             count = drawn.indices.shape[1]
@@ -107,7 +107,7 @@ def train_lockstep(
                 # make every step wait for the GPU.
                 totals += take_steps(batch) * batch.indices.shape[1]
             if epoch < last:
-                drawn = draws.draw()  # on the CPU, while a GPU still works on the steps
+                drawn = next(draws)  # on the CPU, while a GPU still works on the steps
             for (expert, state, recorder, _), total in zip(group, totals.tolist(), strict=True):
                 # The learning rate drops after this epoch, and the optimiser restarts.
                 if epoch - 1 == decay_epoch(course) and recipe["lr_decay"] != 1:
