@@ -104,6 +104,15 @@ class Dataset:
         """Training loss: ``"mse"`` if the set has targets, else ``"cross_entropy"``."""
         return "cross_entropy" if self.train_targets is None else "mse"
 
+    def check_loss(self, given: str | None) -> None:
+        """Raise UserError if ``given``, the value of ``--loss``, is not the loss of the set."""
+        if given not in (None, self.loss):
+            raise UserError(
+                f"--loss {given} contradicts the data set {self.name}, on which networks are "
+                f"trained with {self.loss}; leave out --loss, or take data (and experts) "
+                f"{'with' if given == 'mse' else 'without'} ?targets=NAME in its address"
+            )
+
     @property
     def train_answers(self) -> Tensor:
         """Training targets if the set has them, else training labels."""

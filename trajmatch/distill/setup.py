@@ -163,12 +163,7 @@ def open_setup(config: DistillConfig) -> Setup:
 
 def _with_loss(config: DistillConfig, dataset: Dataset) -> DistillConfig:
     """Fill in the loss of the data set; UserError if it contradicts the settings."""
-    if config.loss not in (None, dataset.loss):
-        raise UserError(
-            f"--loss {config.loss} contradicts the data set {dataset.name}, on which networks are "
-            f"trained with {dataset.loss}; leave out --loss, or take data (and experts trained on "
-            f"it) {'with' if config.loss == 'mse' else 'without'} ?targets=NAME"
-        )
+    dataset.check_loss(config.loss)
     for name, value, advice in (
         ("labels", "soft", "--labels hard keeps the targets of the initial images"),
         ("init", "noise", "take real images, whose targets are known"),

@@ -179,14 +179,7 @@ def describe(
     """
     # The recipe has a `loss` only if it is not cross-entropy.
     loss = {"loss": dataset.loss} if dataset.loss != "cross_entropy" else {}
-    if config.loss not in (None, dataset.loss):
-        raise UserError(
-            f"--loss {config.loss} needs targets, and the data set {dataset.name} has none; name "
-            "their arrays in --data, e.g. npz:FILE?targets=NAME"
-            if loss == {}
-            else f"--loss {config.loss} needs class labels, but --data names targets; leave one "
-            "of them out"
-        )
+    dataset.check_loss(config.loss)
     with as_user_error():
         spec = network_spec(config, dataset)
         model = networks.build_student(spec)
