@@ -198,19 +198,14 @@ def _copy(source: Store, expert: int, store: Store, number: int) -> None:
 
 def _check_same_kind(first: Store, other: Store) -> None:
     """Raise UserError if two stores differ in an entry that is not in :data:`_FREE`."""
-    mine, theirs = (
-        {name: value for name, value in store.manifest.items() if name not in _FREE}
-        for store in (first, other)
-    )
     # The seed of the held-out part matters only if there is one.
-    for manifest in (mine, theirs):
-        if manifest["holdout"]["fraction"] == 0:
-            manifest["holdout"] = {**manifest["holdout"], "seed": None}
-    for field, have, want in differences(mine, theirs):
-        raise UserError(
-            f"{first.path} and {other.path} cannot be merged, because their {field} differ: "
-            f"{have!r:.100} and {want!r:.100}"
-        )
+    whole = first.manifest["holdout"]["fraction"] == 0
+    for field, have, want in differences(first.manifest, other.manifest):
+        if field.partition(".")[0] not in _FREE and not (whole and field == "holdout.seed"):
+            raise UserError(
+                f"{first.path} and {other.path} cannot be merged, because their {field} differ: "
+                f"{have!r:.100} and {want!r:.100}"
+            )
 
 
 def _same_expert(one: Store, number: int, other: Store, expert: int) -> bool:
