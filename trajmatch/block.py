@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Literal, NamedTuple, TypeAlias
+from typing import Literal, NamedTuple
 
 
 class Norm(NamedTuple):
@@ -24,10 +24,6 @@ NORMS = {
 }
 #: Norms that normalise each image alone.
 IMAGE_NORMS = tuple(name for name, norm in NORMS.items() if not norm.over_batch)
-if TYPE_CHECKING:
-    NormName: TypeAlias = str
-else:
-    NormName = Literal[tuple(NORMS)]
 
 #: Activations and poolings, in the order of the engine's numbers (``csrc/core/activation.h`` and
 #: ``csrc/core/norm_act_pool.h``).

@@ -5,11 +5,13 @@ from __future__ import annotations
 import subprocess
 import sys
 from pathlib import Path
+from typing import get_args, get_type_hints
 
 import pytest
 
+from trajmatch.block import NORMS
 from trajmatch.errors import UserError
-from trajmatch.experts.config import ExpertConfig
+from trajmatch.experts.config import ConvNetSettings, ExpertConfig
 
 
 def test_defaults_are_those_of_mtt() -> None:
@@ -18,6 +20,10 @@ def test_defaults_are_those_of_mtt() -> None:
     assert (config.lr, config.momentum, config.weight_decay) == (0.01, 0.0, 0.0)
     assert (config.width, config.depth, config.norm) == (128, 3, "instance")
     assert config.dsa == "color_crop_cutout_flip_scale_rotate"
+
+
+def test_every_norm_may_be_chosen() -> None:
+    assert get_args(get_type_hints(ConvNetSettings)["norm"]) == tuple(NORMS)
 
 
 @pytest.mark.parametrize(

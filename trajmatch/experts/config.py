@@ -12,7 +12,6 @@ from typing import Annotated, Literal, NamedTuple
 import msgspec
 from msgspec import Meta
 
-from trajmatch.block import NormName
 from trajmatch.errors import UserError, as_user_error
 from trajmatch.experts.manifest import MOST_EXPERTS, Epochs
 from trajmatch.run_options import RunOptions
@@ -140,7 +139,7 @@ class ConvNetSettings(Settings):
     """Channels of the ConvNet."""
     depth: PositiveInt = 3
     """Blocks of the ConvNet (papers: 3 for 32 pixels, 4 for 64, 5 for 128)."""
-    norm: NormName = "instance"
+    norm: Literal["none", "instance", "group", "layer", "batch"] = "instance"
     """Norm of the ConvNet."""
     activation: Literal["relu", "leaky_relu", "sigmoid", "none"] = "relu"
     """Activation of the ConvNet."""
