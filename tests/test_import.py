@@ -31,7 +31,6 @@ def run_python(code, **environment):
         "trajmatch.cli.main",
         "trajmatch.errors",
         "trajmatch.files",
-        "trajmatch.random",
         "trajmatch.progress",
         "trajmatch.cli.arguments",
         "trajmatch.experts.config",

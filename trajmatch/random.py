@@ -7,10 +7,8 @@ same numbers, and a new stream does not change old results.
 from __future__ import annotations
 
 import hashlib
-from typing import TYPE_CHECKING
 
-if TYPE_CHECKING:
-    import torch
+import torch
 
 
 def derive_seed(seed: int, *names: str | int) -> int:
@@ -30,6 +28,4 @@ def generator(seed: int, *names: str | int, device: str | torch.device = "cpu") 
 
     For the same seed, different devices draw different numbers.
     """
-    import torch
-
     return torch.Generator(device).manual_seed(derive_seed(seed, *names))

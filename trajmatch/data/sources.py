@@ -109,7 +109,7 @@ def _source(address: Address) -> Source | None:
     source = _SOURCES.get(address.source)
     if source is not None and (source.path or not address.path):
         return source
-    if not arrays.is_function(address):
+    if not arrays.FUNCTION.fullmatch(address.base):
         return None
     # A misspelt scheme (``cifar:root``) looks like a function, too, so suggest a known source.
     try:

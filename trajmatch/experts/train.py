@@ -102,10 +102,8 @@ def check_disk_space(path: Path, manifest: dict[str, Any], experts: int) -> str:
     )
     if needed > free:
         raise UserError(
-            f"the disk of {path} has too little space: {experts} experts of {snapshots} snapshots "
-            f"need {needed / 1e9:.3g} GB, and {free / 1e9:.3g} GB are free; store fewer epochs "
-            "(--keep), use --dtype bfloat16, train fewer experts (--num-experts), or choose "
-            "another --out"
+            f"the disk of {path} has too little space for {space}; store fewer epochs (--keep), "
+            "use --dtype bfloat16, train fewer experts (--num-experts), or choose another --out"
         )
     return space
 

@@ -27,8 +27,8 @@ CLASS_NAMES = "class_names"
 
 #: Names of images and labels of part NAME, in order of preference.
 _PATTERNS = (("x_NAME", "y_NAME"), ("X_NAME", "y_NAME"), ("NAME_images", "NAME_labels"))
-_NO_OPTIONS = ArrayOptions()
-_FUNCTION = re.compile(r"[A-Za-z_]\w*(\.[A-Za-z_]\w*)*:[A-Za-z_]\w*")
+#: Address ``package.module:function``.
+FUNCTION = re.compile(r"[A-Za-z_]\w*(\.[A-Za-z_]\w*)*:[A-Za-z_]\w*")
 _Array = np.ndarray[Any, np.dtype[Any]]
 
 
@@ -49,7 +49,7 @@ def read(address: Address, options: ArrayOptions) -> Dataset:
                 raise UserError(f"{path} holds a single array; save several with numpy.savez")
             # Arrays are read on access. A header that claims a huge array only reserves memory:
             # pages are not touched before data arrives.
-            dataset = from_arrays(str(path), path.stem, archive, options)
+            return from_arrays(str(path), path.stem, archive, options)
         except (UserError, OSError):
             raise
         except Exception as error:  # from NumPy, zipfile or zlib
@@ -57,12 +57,6 @@ def read(address: Address, options: ArrayOptions) -> Dataset:
                 f"{path} is damaged or not an .npz file ({error}); save plain arrays of numbers, "
                 "not Python objects, with numpy.savez"
             ) from error
-    return dataset.of_classes(options.classes)
-
-
-def is_function(address: Address) -> bool:
-    """Return True if an address has the form ``package.module:function``."""
-    return _FUNCTION.fullmatch(address.base) is not None
 
 
 def call(address: Address, options: ArrayOptions) -> Dataset:
@@ -98,11 +92,11 @@ def call(address: Address, options: ArrayOptions) -> Dataset:
         str(key): np.asarray(value.detach().cpu() if isinstance(value, Tensor) else value)
         for key, value in made.items()
     }
-    return from_arrays(what, address.path, arrays, options).of_classes(options.classes)
+    return from_arrays(what, address.path, arrays, options)
 
 
 def from_arrays(
-    what: str, name: str, arrays: Mapping[str, _Array], options: ArrayOptions = _NO_OPTIONS
+    what: str, name: str, arrays: Mapping[str, _Array], options: ArrayOptions
 ) -> Dataset:
     """Make a data set from arrays named and shaped as in :func:`read`; ignore other arrays."""
     chosen, left_out = _choose(what, list(arrays), options)
@@ -122,16 +116,15 @@ def from_arrays(
         split = split_parts(what, parts[0].labels, names, options.fraction)
         parts = [parts[0].of(rows) for rows in split]
     train, test = parts
-    return Dataset(
+    dataset = Dataset(
         name,
-        train.images,
-        train.labels,
-        test.images,
-        test.labels,
+        *train[:2],
+        *test[:2],
         tuple(names),
         train_targets=train.targets,
         test_targets=test.targets,
     )
+    return dataset.of_classes(options.classes)
 
 
 class _Part(NamedTuple):

@@ -22,7 +22,7 @@ from trajmatch.data.address import Address, Source
 from trajmatch.data.dataset import Dataset
 from trajmatch.data.decode import Picture, load_pictures
 from trajmatch.data.known_sets import KNOWN_SETS, Binary, KnownSet
-from trajmatch.data.options import ImageOptions, PartOptions, choose_classes, nearest
+from trajmatch.data.options import ArrayOptions, ImageOptions, PartOptions, choose_classes, nearest
 from trajmatch.data.parts import TEST, TRAIN
 from trajmatch.data.readers.arrays import CLASS_NAMES, KEYS, from_arrays
 from trajmatch.errors import UserError
@@ -80,7 +80,7 @@ def load(address: Address, options: TorchvisionOptions) -> Dataset:
             (np.asarray(part.data), np.array(y)) for part, y in zip(parts, labels, strict=True)
         )
         arrays = dict(zip((*KEYS[0], CLASS_NAMES), (*train, *test, np.array(names)), strict=True))
-        return from_arrays(what, address.scheme, arrays).of_classes(options.classes)
+        return from_arrays(what, address.scheme, arrays, ArrayOptions(classes=options.classes))
     chosen = choose_classes(what, names, options.classes)
     new = {old: label for label, old in enumerate(chosen)}
     places = (f"{what}, training image", f"{what}, test image")
