@@ -420,10 +420,7 @@ def source_dataset(distilled: Artifact, file: files.PathLike, data: str | None) 
 
 
 def _rendered(
-    path: files.PathLike,
-    spec: object,
-    parameters: Tensors,
-    network: Mapping[str, Any],
+    path: files.PathLike, spec: object, parameters: Tensors, network: Mapping[str, Any]
 ) -> Tensor:
     """Render the images of a file that holds only their parameters."""
     kinds = (ValueError, KeyError, IndexError, TypeError, RuntimeError)

@@ -47,11 +47,8 @@ class Snapshots:
         # Clamp values that float16 would turn into infinity.
         largest = torch.finfo(DTYPE).max
         newest = images.clamp(-largest, largest).to(DTYPE)[None]
-        return replace(
-            self,
-            iterations=(*self.iterations, iteration),
-            images=torch.cat([self.images, newest]),
-        )
+        images = torch.cat([self.images, newest])
+        return replace(self, iterations=(*self.iterations, iteration), images=images)
 
     def pixels(self, clip: pictures.Clip) -> list[Tensor]:
         """Return viewable pixels of each snapshot: ``[n, 1 or 3, H, W]``, uint8."""

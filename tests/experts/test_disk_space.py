@@ -40,7 +40,9 @@ def test_the_files_are_as_large_as_told(tmp_path, settings) -> None:
 
 def test_a_full_disk_is_told_before_anything_is_made(tmp_path, monkeypatch) -> None:
     monkeypatch.setattr(shutil, "disk_usage", lambda path: Usage(10, 9, 1000))
-    with pytest.raises(UserError, match=r"little space for 2 experts of 3 snapshots: .* store fewer"):
+    with pytest.raises(
+        UserError, match=r"little space for 2 experts of 3 snapshots: .* store fewer"
+    ):
         train_experts(config_of(tmp_path))
     monkeypatch.undo()
     train_experts(config_of(tmp_path))

@@ -279,17 +279,15 @@ class Store:
         """
         waypoints = self.manifest.get("waypoints")
         if waypoints is None:
-            snapshot = self._row("snapshots", expert, epoch)
-            assert snapshot is not None  # every expert file has snapshots
-            return snapshot
+            return self._row("snapshots", expert, epoch)
         shares, ends = self._row("shares", expert, epoch), line_to(epoch, waypoints["epochs"])
         first, last = (self._row("snapshots", expert, end) for end in ends)
-        assert shares is not None and first is not None and last is not None
         return between(first, last, shares, waypoints["layers"])
 
     def buffers(self, expert: int, epoch: int) -> Tensor | None:
         """Return an expert's buffers after a kept epoch, or None. ``[Q]``, float32, on the CPU."""
-        return self._row("buffers", expert, epoch)
+        found = self._row("buffers", expert, epoch)
+        return found if len(found) else None
 
     def load_into(self, model: nn.Module, expert: int, epoch: int) -> None:
         """Copy an expert's parameters and buffers after a kept epoch into a model of its network.
@@ -300,8 +298,8 @@ class Store:
         if (buffers := self.buffers(expert, epoch)) is not None:
             networks.load_flat_buffers(model, buffers)
 
-    def _row(self, tensor: str, expert: int, epoch: int) -> Tensor | None:
-        """Return a tensor's row for an epoch, float32; None if the file has no such tensor."""
+    def _row(self, tensor: str, expert: int, epoch: int) -> Tensor:
+        """Return a tensor's row for an epoch, float32; empty if the file has no such tensor."""
         if not 0 <= expert < self.num_experts:
             raise UserError(
                 f"{self.path} has experts 0 to {self.num_experts - 1}, but {expert} was asked for"
@@ -323,7 +321,7 @@ class Store:
                 # always have `snapshots`.
                 if tensor in (checksums or ["snapshots"]):
                     raise UserError(f"{path} is damaged: it has no tensor {tensor!r}")
-                return None
+                return torch.empty(0)
             rows = handle.get_slice(tensor)
             shape = rows.get_shape()
             # More rows are fine: another process may have continued this expert meanwhile.

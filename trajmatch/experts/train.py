@@ -165,10 +165,7 @@ def automatic_workers(device: str) -> int:
 
 
 def describe(
-    config: ExpertConfig,
-    dataset: Dataset,
-    training: Dataset,
-    curriculum: Curriculum | None = None,
+    config: ExpertConfig, dataset: Dataset, training: Dataset, curriculum: Curriculum | None = None
 ) -> dict[str, Any]:
     """Return the manifest of the store that a configuration asks for.
 

@@ -41,16 +41,8 @@ def work(
         # next checkpoint counts from the start of the group.
         for group in _groups(Checkpoints(store, math.inf), experts, at_once):
             checkpoints = Checkpoints(store, config.checkpoint_seconds)
-            trained = train_lockstep(
-                store.manifest,
-                training,
-                group,
-                config.device,
-                on_epoch,
-                checkpoints,
-                config.test_every,
-                curriculum,
-            )
+            options = config.device, on_epoch, checkpoints, config.test_every, curriculum
+            trained = train_lockstep(store.manifest, training, group, *options)
             for expert, trajectory in zip(group, trained, strict=True):
                 # In this order, a kill between the two lines loses nothing.
                 store.write_expert(expert, *trajectory)

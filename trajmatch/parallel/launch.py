@@ -76,14 +76,9 @@ def joined(device: str, timeout: float = DEFAULT_TIMEOUT) -> Iterator[Ranks]:
     # Ranks may start at very different times. This barrier waits for them without a time limit,
     # which init_process_group would not do.
     ranks.barrier()
+    backend, limit = "nccl" if on_gpu else "gloo", timedelta(seconds=timeout)
     with answering():
-        dist.init_process_group(
-            "nccl" if on_gpu else "gloo",
-            store=store,
-            rank=rank,
-            world_size=size,
-            timeout=timedelta(seconds=timeout),
-        )
+        dist.init_process_group(backend, timeout=limit, world_size=size, rank=rank, store=store)
     try:
         with warnings.catch_warnings():
             # The other ranks would repeat the warnings of rank 0.

@@ -117,12 +117,7 @@ def from_arrays(
         parts = [parts[0].of(rows) for rows in split]
     train, test = parts
     dataset = Dataset(
-        name,
-        *train[:2],
-        *test[:2],
-        tuple(names),
-        train_targets=train.targets,
-        test_targets=test.targets,
+        name, *train[:2], *test[:2], tuple(names), train_targets=train[2], test_targets=test[2]
     )
     return dataset.of_classes(options.classes)
 
