@@ -122,9 +122,7 @@ def _events(running: dict[Connection, subprocess.Popen[bytes]]) -> Iterator[Even
             yield message["event"]
         # A grandchild may hold the connection of an ended child open, so look at the process too.
         if not ready:
-            for connection, process in running.items():
-                if process.poll() is not None and not connection.poll():
-                    ended.append(connection)
+            ended = [c for c, child in running.items() if child.poll() is not None and not c.poll()]
         for connection in ended:
             if status := running.pop(connection).wait():
                 raise subprocess.CalledProcessError(status, sys.executable)

@@ -195,11 +195,9 @@ class ExpertStep:
         plain, shown = plain.unflatten(0, experts), augmented.unflatten(0, experts)
         labels = self.labels[batch.indices]
 
-        def gradients(
-            thetas: Sequence[Tensor], counts: bool = False
-        ) -> tuple[Tensor, list[Tensor]]:
-            theta = torch.stack([*thetas])
-            losses, grads = self._gradients(states, theta, shown, labels, counts)
+        def gradients(thetas: list[Tensor], counts: bool = False) -> tuple[Tensor, list[Tensor]]:
+            theta = torch.stack(thetas)
+            losses, grads = self._gradients(states, (theta, shown, labels), counts)
             grads = grads * batch.loss_scale[:, None]
             # The penalty is not multiplied by loss_scale, and its images are not augmented.
             if self.penalty is not None:
@@ -219,21 +217,20 @@ class ExpertStep:
         return losses
 
     def _gradients(
-        self,
-        states: Sequence[ExpertState],
-        theta: Tensor,
-        images: Tensor,
-        labels: Tensor,
-        counts: bool,
+        self, states: Sequence[ExpertState], at: tuple[Tensor, Tensor, Tensor], counts: bool
     ) -> tuple[Tensor, Tensor]:
-        """Return the losses ``[K]`` and gradients ``[K, P]``; count statistics if wanted."""
+        """Return losses ``[K]`` and gradients ``[K, P]`` at parameters, images and labels ``at``.
+
+        If ``counts``, running statistics are updated.
+        """
         if len(states[0].statistics) == 0:
-            return ops.gradient(self.model, theta, images, labels, self.loss)
+            return ops.gradient(self.model, *at, self.loss)
         # The states own the running statistics: checkpoints and recording restore only the states.
         found = []
-        for state, *at in zip(states, theta, images, labels, strict=True):
+        for state, *own in zip(states, *at, strict=True):
             networks.load_flat_buffers(self.model, state.statistics)
-            found.append(ops.gradient(self.model, at[0], at[1], at[2], self.loss, False, counts))
+            theta, images, labels = own
+            found.append(ops.gradient(self.model, theta, images, labels, self.loss, False, counts))
             state.statistics.copy_(networks.flat_buffers(self.model))
         losses, grads = map(torch.stack, zip(*found, strict=True))
         return losses, grads
