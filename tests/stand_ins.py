@@ -92,7 +92,9 @@ def match_of(
     if augment is not None:
         rows = torch.cat([augment.dsa_parameters(i, n, *place) for i, n in enumerate(sizes)])
         rows = rows.to(start.device)
-    return Match(start, expert, sizes, torch.cat([*batches]), rows, loss_scale)
+    kappa = torch.tensor(loss_scale, dtype=start.dtype, device=start.device)
+    iteration = torch.zeros((), dtype=torch.int64, device=start.device)
+    return Match(start, dict(expert), sizes, torch.cat([*batches]), rows, kappa, iteration)
 
 
 def gradients_of(

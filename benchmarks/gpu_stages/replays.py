@@ -64,7 +64,15 @@ def replayed(
     objective = MatchTrajectory(setup=setup, window=window, loss=loss)
     graph = Graph(objective, record)
     sizes = (problem.batches.shape[1],) * len(problem.batches)
-    match = Match(problem.start, {1: problem.target}, sizes, problem.batches.reshape(-1))
+    match = Match(
+        start=problem.start,
+        expert={1: problem.target},
+        sizes=sizes,
+        indices=problem.batches.reshape(-1),
+        dsa_rows=None,
+        loss_scale=torch.ones_like(problem.lr),
+        iteration=torch.zeros_like(problem.lr, dtype=torch.int64),
+    )
     leaves = {
         "images": problem.images.detach().requires_grad_(),
         "step_size": problem.lr.detach().requires_grad_(),

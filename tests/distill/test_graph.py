@@ -2,7 +2,6 @@
 
 import warnings
 from collections.abc import Mapping
-from dataclasses import replace
 from types import SimpleNamespace
 from typing import Any
 
@@ -11,6 +10,7 @@ import torch
 from bench.recorders import call_again
 from stand_ins import Counting, gradients_of, match_of, objective_of
 from torch import Tensor
+from torch.utils._pytree import tree_map_only
 
 from trajmatch import networks, ops
 from trajmatch.data.dsa import DSA
@@ -146,7 +146,7 @@ def test_an_expert_that_stands_still_is_seen() -> None:
     for number in range(3):
         tasks, *rest = drawn(number, together=2)
         assert all(each.meaningful for each in graph(tasks, *rest))
-    tasks[1] = replace(tasks[1], expert={**tasks[1].expert, 2: tasks[1].start})
+    tasks[1] = tasks[1]._replace(expert={**tasks[1].expert, 2: tasks[1].start})
     assert [each.meaningful for each in graph(tasks, *rest)] == [True, False]
 
 
@@ -242,8 +242,7 @@ def test_a_cuda_graph_gives_what_the_functions_give(together, augmented, on_host
     choices = {"together": together, "augmented": augmented, "device": "cuda"}
 
     def moved(match: Match) -> Match:
-        kind, tensors = objective.inputs(match)
-        return objective.with_inputs(kind, [each.cpu().pin_memory() for each in tensors])
+        return tree_map_only(Tensor, lambda each: each.cpu().pin_memory(), match)
 
     for number in range(5):
         tasks, *rest = drawn(number, objective=objective, **choices)

@@ -8,8 +8,10 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from functools import partial
-from itertools import islice
 from typing import Any
+
+from torch import Tensor
+from torch.utils._pytree import tree_flatten, tree_unflatten
 
 from trajmatch import ops, recording
 from trajmatch.distill.objectives import Objective, Plan, Results
@@ -51,30 +53,23 @@ class Graph:
 
     def __call__(self, tasks: Sequence[Any], parameters: Tensors, plan: Plan) -> list[Results]:
         """Return the results of the tasks; see :data:`Gradients`."""
-        objective = self._objective
-        kinds, inputs = zip(*(objective.inputs(task) for task in tasks), strict=True)
-        # The graph's buffers are plain tensors: note here which ones need a gradient.
-        learned = [value.requires_grad for value in parameters.values()]
+        leaves, structure = tree_flatten((dict(parameters), list(tasks)))
+        inputs = [each.detach() for each in leaves if isinstance(each, Tensor)]
+        places = tuple(n for n, each in enumerate(leaves) if isinstance(each, Tensor))
+        # A recording reads the tensors anew, but repeats all else: constants, and which tensors
+        # need a gradient. If this changes, record a new graph.
+        fixed = tuple(each.requires_grad if isinstance(each, Tensor) else each for each in leaves)
 
         def all_tasks(tensors: recording.Inputs) -> recording.Outputs:
-            # The buffers that the graph reads: outer parameters first, then each task's inputs.
-            # All come from one iterator; `zip` stops at the last parameter and leaves the inputs.
-            rest = iter(tensors)
-            memory = {
-                name: value.detach().requires_grad_(required)
-                for name, value, required in zip(parameters, rest, learned, strict=False)
-            }
-            own = [
-                objective.with_inputs(kind, list(islice(rest, len(each))))
-                for kind, each in zip(kinds, inputs, strict=True)
-            ]
-            results = objective.differentiate_together(own, memory, plan)
+            own = list(fixed)
+            # The buffers that the graph reads are plain tensors.
+            for place, tensor in zip(places, tensors, strict=True):
+                own[place] = tensor.detach().requires_grad_(fixed[place])
+            memory, matches = tree_unflatten(own, structure)
+            results = self._objective.differentiate_together(matches, memory, plan)
             return tuple(each for result in results for each in result)
 
-        # Plan, kinds and `learned` are fixed in a recording: if one changes, record a new graph.
-        flat = [value.detach() for value in parameters.values()]
-        flat += [each for own in inputs for each in own]
-        outputs = self._replayed((plan, kinds, tuple(learned)), flat, all_tasks)
+        outputs = self._replayed((plan, structure, places, fixed), inputs, all_tasks)
         count = len(outputs) // len(tasks)  # every task returns the same number of tensors
         return [outputs[at : at + count] for at in range(0, len(outputs), count)]
 

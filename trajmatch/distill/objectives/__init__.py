@@ -6,7 +6,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Hashable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any, ClassVar, Literal, Protocol
 
@@ -76,8 +76,9 @@ class Objective(ABC):
     """One objective of a run; immutable, made from a :class:`trajmatch.distill.setup.Setup`.
 
     Attributes:
-        records: True if tasks can be recorded as a CUDA graph (:meth:`inputs`). None if their
-            shapes vary, so that recording would not pay.
+        records: True if tasks can be recorded as a CUDA graph. Tasks then consist of tensors and
+            hashable constants in (named) tuples, lists and dicts, and :meth:`differentiate` depends
+            on nothing else. None if their shapes vary, so that recording would not pay.
         optimiser: Default for ``--optimiser-img``; None: the default of the parametrisation.
         clip: Default for ``--clip-img``.
     """
@@ -142,14 +143,6 @@ class Objective(ABC):
     def shared(self, shards: Shards) -> Objective:
         """Return a copy that divides student batches among processes (``--parallel batch``)."""
         raise UserError("--parallel batch is for objectives that train students; leave it out")
-
-    def inputs(self, task: Any) -> tuple[Hashable, list[Tensor]]:
-        """Split a task into a constant part and the tensors that a CUDA graph reads."""
-        raise NotImplementedError
-
-    def with_inputs(self, kind: Any, inputs: Sequence[Tensor]) -> Any:
-        """Rebuild a task from the two parts of :meth:`inputs`."""
-        raise NotImplementedError
 
 
 @dataclass(frozen=True)

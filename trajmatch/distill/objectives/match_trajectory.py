@@ -8,10 +8,11 @@ from __future__ import annotations
 
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
+from torch.utils._pytree import tree_map_only
 
 from trajmatch import networks, ops
 from trajmatch.distill import objectives
@@ -72,17 +73,16 @@ class Draws(objectives.Draws):
         self._left = tensors["experts_left"]
 
 
-@dataclass(frozen=True)
-class Match:
+class Match(NamedTuple):
     """Data of one match, on the host or the device."""
 
     start: Tensor  # initial parameters [P]: the expert's, perturbed if --perturb is set
     expert: Mapping[int, Tensor]  # parameters [P] by epoch after the start epoch, up to M
     sizes: tuple[int, ...]  # batch size of each student step
     indices: Tensor  # indices of images, the batches of all student steps joined
-    dsa_rows: Tensor | None = None  # DSA parameters of these images: [len(indices), 5]
-    loss_scale: float | Tensor = 1.0  # kappa; shape [] if a tensor
-    iteration: int | Tensor = 0  # outer iterations done; [], int64, if a tensor
+    dsa_rows: Tensor | None  # DSA parameters of these images: [len(indices), 5]
+    loss_scale: Tensor  # kappa: []
+    iteration: Tensor  # outer iterations done: [], int64
 
     @property
     def batches(self) -> tuple[Tensor, ...]:
@@ -132,6 +132,7 @@ class MatchTrajectory(OfStudents):
             augment = setup.dsa.replay(derive_seed(settings.seed, "distill", "dsa", *draw.names))
             drawn = [augment.dsa_parameters(i, n, *setup.shape[1:]) for i, n in enumerate(sizes)]
             rows = pinned(torch.cat(drawn))
+        kappa = balance(draw.start_epoch, self.window.maximum) if settings.balance else 1.0
         return Match(
             start=pinned(start),
             expert={
@@ -141,7 +142,8 @@ class MatchTrajectory(OfStudents):
             sizes=sizes,
             indices=pinned(torch.cat([*draw.batches])),
             dsa_rows=rows,
-            loss_scale=balance(draw.start_epoch, self.window.maximum) if settings.balance else 1.0,
+            # A recording would repeat numbers, but reads tensors anew.
+            loss_scale=torch.tensor(kappa, dtype=start.dtype),
             iteration=torch.tensor(draw.names[0]),
         )
 
@@ -212,33 +214,11 @@ class MatchTrajectory(OfStudents):
         """Return initial values of the terms' memory tensors."""
         return self.loss.memory(networks.parameter_shapes(self.setup.model))
 
-    def inputs(self, task: Match) -> tuple[Any, list[Tensor]]:
-        """Split a match into its shapes and the tensors that a CUDA graph reads."""
-        tensors = [
-            task.start,
-            *task.expert.values(),
-            task.indices,
-            torch.as_tensor(task.loss_scale, dtype=task.start.dtype),
-            torch.as_tensor(task.iteration),
-            *([] if task.dsa_rows is None else [task.dsa_rows]),
-        ]
-        return (task.sizes, tuple(task.expert), task.dsa_rows is not None), tensors
-
-    def with_inputs(self, kind: Any, inputs: Sequence[Tensor]) -> Match:
-        """Rebuild a match from tensors in the order of :meth:`inputs`."""
-        sizes, epochs, augments = kind
-        start, *vectors = inputs[: 1 + len(epochs)]
-        indices, scale, iteration, *rows = inputs[1 + len(epochs) :]
-        expert = dict(zip(epochs, vectors, strict=True))
-        return Match(start, expert, sizes, indices, rows[0] if augments else None, scale, iteration)
-
     def _on_device(self, task: Match) -> Match:
-        device = self.setup.device
+        device, pinned = self.setup.device, self.setup.pinned
         if task.start.device.type == device.type:
             return task
-        kind, tensors = self.inputs(task)
-        pinned = map(self.setup.pinned, tensors)
-        return self.with_inputs(kind, [each.to(device, non_blocking=True) for each in pinned])
+        return tree_map_only(Tensor, lambda each: pinned(each).to(device, non_blocking=True), task)
 
     def batch_sizes(self, images: int) -> list[int]:
         """Return the batch size of each student step of a match."""
