@@ -50,7 +50,7 @@ def outer_iteration(
     state.prepared = None
     if state.iteration + 1 < config.iterations:
         state.prepared = _prepare(problem, state, division, state.iteration + 1)
-    gradients = division.gather(read(results, parameters), len(draws))
+    gradients = read(division.gather(results, len(draws)), parameters)
     gradient = mean_gradient(gradients)
     update = {
         name: parameter.updated(gradient.gradients.get(name))

@@ -16,8 +16,8 @@ import torch
 from torch import Tensor
 
 from trajmatch import files
-from trajmatch.distill.objectives import OuterGradient
-from trajmatch.distill.parameters import LABELS, learned, of_memory, values
+from trajmatch.distill.objectives import Results
+from trajmatch.distill.parameters import LABELS, learned, values
 from trajmatch.distill.problem import Problem
 from trajmatch.distill.state import State
 from trajmatch.errors import UserError
@@ -75,38 +75,17 @@ class Division:
         """Return the draws of this rank's tasks."""
         return list(draws) if self.by_batch else self.ranks.shard(draws)
 
-    def gather(self, own: Sequence[OuterGradient], count: int) -> list[OuterGradient]:
-        """Return the gradients of all ``count`` tasks in order, with equal bits on every rank."""
-        ranks = self.ranks
-        if self.by_batch or ranks.size == 1:
+    def gather(self, own: Sequence[Results], count: int) -> list[Results]:
+        """Return the results of all ``count`` tasks in order, with equal bits on every rank."""
+        size = self.ranks.size
+        if self.by_batch or size == 1:
             return list(own)
-        rows = -(-count // ranks.size)
-
-        def gathered(tensors: Sequence[Tensor]) -> list[Tensor]:
-            # Collectives need equal shapes, so ranks with fewer tasks pad with zeros.
-            missing = [torch.zeros_like(tensors[0])] * (rows - len(tensors))
-            # One tensor [rows, ...] per rank: task k is row k // R of rank k mod R.
-            of_rank = ranks.gather(torch.stack([*tensors, *missing]))
-            return [of_rank[task % ranks.size][task // ranks.size] for task in range(count)]
-
-        # Loss and `meaningful` travel as one tensor, in float64, so that the loss keeps its bits.
-        sent = [
-            {
-                "numbers": torch.tensor([each.loss, each.meaningful], dtype=torch.float64),
-                **each.gradients,
-                **each.memory,
-            }
-            for each in own
-        ]
-        # Every rank has at least one task (check_division), so sent[0] exists.
-        tensors = {name: gathered([each[name] for each in sent]) for name in sent[0]}
-        gradients = []
-        for task in range(count):
-            found = {name: each[task] for name, each in tensors.items()}
-            loss, meaningful = found.pop("numbers").tolist()
-            memory = {name: found.pop(name) for name in of_memory(found)}
-            gradients.append(OuterGradient(loss, found, bool(meaningful), memory))
-        return gradients
+        # Collectives need equal shapes, so ranks with fewer tasks repeat one of them. Every rank
+        # has at least one task (check_division).
+        rows = [*own, *[own[0]] * (-(-count // size) - len(own))]
+        # One tensor [rows, ...] per rank for each result: task k is row k // R of rank k mod R.
+        gathered = [self.ranks.gather(torch.stack(each)) for each in zip(*rows, strict=True)]
+        return [tuple(each[k % size][k // size] for each in gathered) for k in range(count)]
 
 
 def start_same(problem: Problem, state: State, ranks: Ranks) -> None:
