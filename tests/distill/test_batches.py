@@ -2,7 +2,7 @@ from collections.abc import Iterator
 
 import torch
 
-from trajmatch.distill.objectives.of_students import student_batches
+from trajmatch.distill.objectives import student_batches
 from trajmatch.random import generator
 from trajmatch.recipes import find_recipe, recipe_names
 

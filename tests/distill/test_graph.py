@@ -16,10 +16,9 @@ from trajmatch import networks, ops
 from trajmatch.data.dsa import DSA
 from trajmatch.distill import distill, loop
 from trajmatch.distill.gradients import Graph, gradients_for
-from trajmatch.distill.objectives import OuterGradient, Plan, read
+from trajmatch.distill.objectives import OuterGradient, Plan, read, student_batches
 from trajmatch.distill.objectives.match_trajectory import Match, MatchTrajectory
 from trajmatch.distill.objectives.matching import MatchingLoss
-from trajmatch.distill.objectives.of_students import student_batches
 from trajmatch.distill.terms import find_term
 from trajmatch.errors import UserError
 from trajmatch.random import generator

@@ -10,8 +10,7 @@ from trajmatch import artifact
 from trajmatch.data import DSA
 from trajmatch.distill import distill
 from trajmatch.distill.iteration import outer_iteration
-from trajmatch.distill.objectives import OuterGradient, mean_gradient
-from trajmatch.distill.objectives.of_students import student_batches
+from trajmatch.distill.objectives import OuterGradient, mean_gradient, student_batches
 from trajmatch.distill.parameters import leaves
 from trajmatch.distill.problem import Problem, prepare
 from trajmatch.distill.state import State

@@ -8,10 +8,9 @@ from torch import Tensor
 
 from trajmatch import networks
 from trajmatch.data import DSA
-from trajmatch.distill.objectives import OuterGradient
+from trajmatch.distill.objectives import OuterGradient, student_batches
 from trajmatch.distill.objectives.match_trajectory import Match, MatchTrajectory
 from trajmatch.distill.objectives.matching import MatchingLoss
-from trajmatch.distill.objectives.of_students import student_batches
 from trajmatch.distill.objectives.start import balance
 from trajmatch.distill.parameters import SyntheticSet
 from trajmatch.distill.terms import find_term

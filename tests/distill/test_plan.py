@@ -25,8 +25,7 @@ from trajmatch.distill.memory_plan import (
     leaner,
     planned,
 )
-from trajmatch.distill.objectives import Plan, Results
-from trajmatch.distill.objectives.of_students import student_batches
+from trajmatch.distill.objectives import Plan, Results, student_batches
 from trajmatch.distill.parameters import leaves
 from trajmatch.distill.problem import Problem, prepare
 from trajmatch.errors import UserError

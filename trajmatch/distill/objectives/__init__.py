@@ -7,16 +7,18 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
-from dataclasses import dataclass, field
-from typing import Any, ClassVar, Literal, Protocol
+from dataclasses import dataclass, field, replace
+from functools import partial
+from typing import Any, ClassVar, Literal, Protocol, Self
 
 import torch
 from torch import Tensor
 
-from trajmatch.distill.parameters import of_memory
+from trajmatch import ops
+from trajmatch.distill.parameters import STEP_SIZE, of_memory
+from trajmatch.distill.setup import Setup
 from trajmatch.errors import UserError
 from trajmatch.images.parametrisation import Tensors
-from trajmatch.ops import Shards
 from trajmatch.random import generator
 
 
@@ -140,9 +142,62 @@ class Objective(ABC):
         """Return an objective and a task of ``steps`` student steps, to measure memory and time."""
         return self, self.task(self.draws().draw(0, 0, images))
 
-    def shared(self, shards: Shards) -> Objective:
+    def shared(self, shards: ops.Shards) -> Objective:
         """Return a copy that divides student batches among processes (``--parallel batch``)."""
         raise UserError("--parallel batch is for objectives that train students; leave it out")
+
+
+@dataclass(frozen=True, kw_only=True)
+class OfStudents(Objective):
+    """Objective whose tasks train students, each batch divided among ``shards``."""
+
+    setup: Setup
+    shards: ops.Shards | None = None
+
+    def training(self, parameters: Tensors, plan: Plan) -> partial[Any]:
+        """Bind :func:`trajmatch.ops.unroll` to the synthetic set and the settings of the run."""
+        setup, settings = self.setup, self.setup.config
+        images, labels = setup.synthetic_set(parameters)
+        decay = settings.student_weight_decay
+        optimiser: ops.SGD | ops.Adam = ops.Adam(weight_decay=decay)
+        if settings.student_optimiser == "sgd":
+            optimiser = ops.SGD(settings.student_momentum, weight_decay=decay)
+        return partial(
+            ops.unroll,
+            setup.model,
+            images=images,
+            labels=labels,
+            lr=parameters[STEP_SIZE].to(images.dtype),
+            loss=setup.training.loss,
+            optimiser=optimiser,
+            precise=settings.precise,
+            exact=settings.gradient == "exact",
+            tape_bytes=plan.tape_bytes,
+            micro_batch=plan.micro_batch,
+            shards=self.shards,
+        )
+
+    def shared(self, shards: ops.Shards) -> Self:
+        """Return a copy that divides every batch among processes."""
+        return replace(self, shards=shards)
+
+
+def student_batches(
+    count: int, batch_size: int | None, steps: int, generator: torch.Generator
+) -> list[Tensor]:
+    """Draw ``steps`` index vectors ``[B]`` (int64) by cutting up permutations of the images.
+
+    If the batch size does not divide ``count``, the first batch of each permutation is short, as
+    in the code of MTT, FTD, AST and DATM. A size of None or above ``count`` means all images.
+    """
+    size = min(batch_size or count, count)
+    whole, short = divmod(count, size)
+    sizes = [short] * (short > 0) + [size] * whole
+    batches: list[Tensor] = []
+    # Steps may take several permutations; leftover batches of the last are dropped.
+    while len(batches) < steps:
+        batches.extend(torch.randperm(count, generator=generator).split(sizes))
+    return batches[:steps]
 
 
 @dataclass(frozen=True)

@@ -17,10 +17,9 @@ from torch.utils._pytree import tree_map_only
 from trajmatch import networks, ops
 from trajmatch.distill import objectives
 from trajmatch.distill.config import DistillConfig
-from trajmatch.distill.objectives import Plan
+from trajmatch.distill.objectives import OfStudents, Plan, student_batches
 from trajmatch.distill.objectives.gradient_mask import GradientMask
 from trajmatch.distill.objectives.matching import MatchingLoss
-from trajmatch.distill.objectives.of_students import OfStudents, student_batches
 from trajmatch.distill.objectives.start import StartEpochWindow, balance, perturbed
 from trajmatch.distill.parameters import MASK, fresh_leaves, of_memory
 from trajmatch.distill.setup import Setup

@@ -19,8 +19,7 @@ from torch import Tensor
 from trajmatch import networks, ops
 from trajmatch.data.preprocessing import Normalise
 from trajmatch.distill import objectives
-from trajmatch.distill.objectives import Plan
-from trajmatch.distill.objectives.of_students import OfStudents, student_batches
+from trajmatch.distill.objectives import OfStudents, Plan, student_batches
 from trajmatch.distill.parameters import fresh_leaves
 from trajmatch.distill.setup import Setup
 from trajmatch.images.parametrisation import Tensors
