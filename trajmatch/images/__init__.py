@@ -5,13 +5,11 @@
 
 from __future__ import annotations
 
-from trajmatch.images.flip import Flip
 from trajmatch.images.frequency import Frequency
 from trajmatch.images.implicit import Implicit
 from trajmatch.images.palette import Palette
 from trajmatch.images.parametrisation import Parametrisation as Parametrisation
-from trajmatch.images.pixels import Pixels
-from trajmatch.images.upsample import Upsample
+from trajmatch.images.pixels import Flip, Pixels, Upsample
 from trajmatch.importing import expect_kind, made, parsed
 
 #: Built-in parametrisations by name.
