@@ -14,12 +14,7 @@ from trajmatch.importing import expect_kind, made, parsed
 
 #: Built-in parametrisations by name.
 PARAMETRISATIONS: dict[str, type[Parametrisation]] = {
-    "pixels": Pixels,
-    "flip": Flip,
-    "upsample": Upsample,
-    "frequency": Frequency,
-    "implicit": Implicit,
-    "palette": Palette,
+    each.__name__.lower(): each for each in (Pixels, Flip, Upsample, Frequency, Implicit, Palette)
 }
 
 
