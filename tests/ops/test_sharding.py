@@ -134,7 +134,7 @@ def test_every_image_is_of_one_process() -> None:
     batch = torch.tensor([4, 0, 6, 2, 5])
 
     def part(shards: Member) -> None:
-        student = EngineStudent(networks.engine_description(convnet()), 1.0)
+        student = EngineStudent(networks.engine_description(convnet()), 1.0, 0)
         loop = ShardedLoop(shards, student, Steps([batch], [1], ops.SGD(), None, True))
         (seen[shards.rank],) = loop.steps.batches
 

@@ -147,7 +147,7 @@ def step_in_float32(ranks: Ranks) -> dict[str, float]:
     theta = networks.flat_parameters(model)
     images, labels = with_margin(model, 10, 2e-4), torch.arange(10) % 4
     direction = torch.randn_like(theta)
-    student = EngineStudent(networks.engine_description(model), 1.0)
+    student = EngineStudent(networks.engine_description(model), 1.0, 0)
     loop = ShardedLoop(ranks, student, Steps([torch.arange(10)], [1], ops.SGD(), None, True))
     (mine,) = loop.steps.batches
     gradient = loop.gradient(0, Point(theta, images[mine], labels[mine]))

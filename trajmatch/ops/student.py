@@ -59,11 +59,7 @@ class EngineStudent:
     """Student on the engine; ``loss`` is a result of :func:`engine_loss`, ``scale`` its factor."""
 
     def __init__(
-        self,
-        network: list[int],
-        scale: float = 1.0,
-        loss: int = 0,
-        counts_in: nn.Module | None = None,
+        self, network: list[int], scale: float, loss: int, counts_in: nn.Module | None = None
     ) -> None:
         # Each gradient updates the running statistics of batch norms in the module `counts_in`.
         self._settings, self._counts_in = (network, loss, scale), counts_in
@@ -101,12 +97,7 @@ class AutogradStudent:
     """
 
     def __init__(
-        self,
-        model: nn.Module,
-        scale: float = 1.0,
-        loss: Loss = LOSSES[0],
-        update_buffers: bool = False,
-        soft_labels: str = "logits",
+        self, model: nn.Module, scale: float, loss: Loss, update_buffers: bool, soft_labels: str
     ) -> None:
         # `_examined`: True once a graph of the model was found to be twice differentiable.
         self.model, self._scale, self._examined = model, scale, False

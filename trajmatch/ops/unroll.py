@@ -319,9 +319,8 @@ class _Call:
         if network is not None and self.number is not None:
             student, called = EngineStudent(network, self.loss_scale, self.number), None
         else:
-            settings = (self.loss_scale, self.loss)
-            student = AutogradStudent(model, *settings, soft_labels=self.soft_labels)
-            called = model
+            settings = (self.loss_scale, self.loss, False, self.soft_labels)
+            student, called = AutogradStudent(model, *settings), model
         # Parts of a batch add up to the whole only if no layer mixes images. The engine's networks
         # mix images only by batch norm; other modules are tested on the images.
         argument = "shards" if self.micro_batch is None else "micro_batch"
