@@ -86,7 +86,7 @@ class Fingerprints:
     """Fingerprints of the steps, two numbers each, that show if a recomputed step differs."""
 
     def __init__(self) -> None:
-        self._kept: dict[tuple[int, bool], tuple[Tensor, Tensor]] = {}
+        self._kept: dict[tuple[int, bool], Tensor] = {}
         self._ramps: dict[int, Tensor] = {}
 
     def record(self, step: int, values: Tensor, again: bool = False) -> None:
@@ -100,14 +100,8 @@ class Fingerprints:
             return
         # [steps, 2] each, so that all numbers leave the GPU in one transfer.
         first, second = (
-            torch.stack([number for step in steps for number in self._kept[step, again]]).view(
-                -1, 2
-            )
-            for again in (False, True)
+            torch.stack([self._kept[step, again] for step in steps]) for again in (False, True)
         )
-        # Column 0 has squared norms. With the root, both columns are about as large as the norm.
-        for numbers in (first, second):
-            numbers[:, 0].sqrt_()
         errors = ((second - first).abs().amax(1) / first[:, 0]).tolist()
         for step, error in zip(steps, errors, strict=True):
             # The comparison is False for NaN: a student that diverges is not an error.
@@ -121,8 +115,8 @@ class Fingerprints:
                     "the step"
                 )
 
-    def _fingerprint(self, values: Tensor) -> tuple[Tensor, Tensor]:
-        """Return the squared norm of the values and their inner product with a ramp."""
+    def _fingerprint(self, values: Tensor) -> Tensor:
+        """Return the norm of the values and their inner product with a ramp. ``[2]``."""
         flat = values.detach().reshape(-1)
         count = len(flat)
         # The norm alone does not change if elements swap places; the ramp weights each differently.
@@ -131,7 +125,7 @@ class Fingerprints:
             self._ramps[count] = torch.linspace(
                 0, math.sqrt(3), count, dtype=flat.dtype, device=flat.device
             )
-        return flat.dot(flat), flat.dot(self._ramps[count])
+        return torch.stack([torch.linalg.vector_norm(flat), flat.dot(self._ramps[count])])
 
 
 @contextmanager
