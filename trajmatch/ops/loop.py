@@ -151,7 +151,7 @@ class Loop:
         trajectory = (theta0, *kept[: len(batches) - 1])
         states = (state0, *kept[len(batches) - 1 :], state)
         plain = updates is None
-        if plain and self.conditions.casts:
+        if plain and self.conditions.eps(lr.dtype) > torch.finfo(lr.dtype).eps:
             # Autocast rounds each product. Scaled by lr, the tangent is as large as in a graph of
             # all steps, so that it is rounded in the same way.
             self._tangent_scale = torch.where(lr == 0, torch.ones_like(lr), lr)

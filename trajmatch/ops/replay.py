@@ -56,11 +56,6 @@ class Conditions:
             for kind in sorted({"cpu", device.type})
         ]
 
-    @property
-    def casts(self) -> bool:
-        """True if autocast was enabled."""
-        return any(enabled for *_, enabled in self._autocast)
-
     def eps(self, dtype: torch.dtype) -> float:
         """Return the machine epsilon of the coarsest dtype that the steps compute in."""
         coarser = [kind for _, kind, enabled in self._autocast if enabled]
