@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import nn
 
-from trajmatch.networks.running_statistics import update_running_statistics
+from trajmatch.ops.student import update_running_statistics
 
 
 @pytest.mark.parametrize("momentum", [0.1, 0.0, 1.0, None])
