@@ -93,6 +93,14 @@ def norm_layers(norm: str, channels: int, size: int) -> list[nn.Module]:
     return [nn.GroupNorm(groups or channels, channels, eps=NORM_EPS)]
 
 
+def convolution(
+    channels: int, out: int, kernel: int, padding: int, stride: int = 1, pools: bool = False
+) -> list[nn.Module]:
+    """Return a convolution, ReLU and, with ``pools``, 2x2 max-pooling."""
+    layers = [nn.Conv2d(channels, out, kernel, stride, padding), nn.ReLU()]
+    return [*layers, nn.MaxPool2d(2)] if pools else layers
+
+
 def growth(image_size: int) -> int:
     """Return the extra padding of the first convolution: 28-pixel images grow to 32."""
     return 2 if image_size == 28 else 0

@@ -31,19 +31,11 @@ class AlexNet(ImageClassifier):
         self._check_size_left(size)
         second, third = width * 3 // 2, width * 2
         self.features = nn.Sequential(
-            nn.Conv2d(in_channels, width, 5, stride=stride, padding=padding),
-            nn.ReLU(),
-            nn.MaxPool2d(2),
-            nn.Conv2d(width, second, 5, padding=2),
-            nn.ReLU(),
-            nn.MaxPool2d(2),
-            nn.Conv2d(second, third, 3, padding=1),
-            nn.ReLU(),
-            nn.Conv2d(third, second, 3, padding=1),
-            nn.ReLU(),
-            nn.Conv2d(second, second, 3, padding=1),
-            nn.ReLU(),
-            nn.MaxPool2d(2),
+            *layers.convolution(in_channels, width, 5, padding, stride, pools=True),
+            *layers.convolution(width, second, 5, 2, pools=True),
+            *layers.convolution(second, third, 3, 1),
+            *layers.convolution(third, second, 3, 1),
+            *layers.convolution(second, second, 3, 1, pools=True),
         )
         self.classifier = nn.Linear(second * size**2, num_classes)
 
@@ -103,12 +95,8 @@ class LeNet(ImageClassifier):
         size = layers.convolved(layers.convolved(image_size, 5, padding, stride) // 2, 5, 0) // 2
         self._check_size_left(size)
         self.features = nn.Sequential(
-            nn.Conv2d(in_channels, 6, 5, stride=stride, padding=padding),
-            nn.ReLU(),
-            nn.MaxPool2d(2),
-            nn.Conv2d(6, 16, 5),
-            nn.ReLU(),
-            nn.MaxPool2d(2),
+            *layers.convolution(in_channels, 6, 5, padding, stride, pools=True),
+            *layers.convolution(6, 16, 5, 0, pools=True),
         )
         self.classifier = nn.Sequential(
             nn.Linear(16 * size**2, 120),
