@@ -198,11 +198,6 @@ def _residual_block(graph: _Graph, module: ResidualBlock, value: int) -> int:
     return graph.visit(module.activation, graph.add(_ADD, *ends, shape=first))
 
 
-def _flatten(graph: _Graph, _: nn.Flatten, value: int) -> int:
-    graph.flat = True
-    return value
-
-
 def _convolution(graph: _Graph, layer: nn.Conv2d, value: int) -> int:
     sides = {*layer.kernel_size}, {*layer.stride}, {*layer.padding}
     _needs(not graph.flat and layer.in_channels == graph.shapes[value][0])
@@ -280,7 +275,7 @@ _FORWARD: dict[type[nn.Module], _Forward] = {
     **dict.fromkeys((nn.GroupNorm, nn.LayerNorm, nn.BatchNorm2d), _norm),
     **dict.fromkeys(_ACTIVATIONS, _activation),
     **dict.fromkeys((nn.AvgPool2d, nn.MaxPool2d), _pooling),
-    nn.Flatten: _flatten,
+    nn.Flatten: _chain(""),
 }
 #: Attribute values that the engine assumes. A batch norm must have parameters, because the check
 #: that batch norms are called in the order of the model compares parameters.
