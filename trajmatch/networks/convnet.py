@@ -71,7 +71,6 @@ class ConvNet(ImageClassifier):
             raise ValueError(f"{message}; use a smaller depth or pooling='none'")
         self.in_channels, self.num_classes, self.image_size = in_channels, num_classes, image_size
         self.width, self.depth = width, depth
-        self.norm, self.activation, self.pooling = norm, activation, pooling
 
         blocks: list[nn.Module] = []
         channels, padding = in_channels, 1 + layers.growth(image_size)
