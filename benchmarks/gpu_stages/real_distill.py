@@ -77,7 +77,7 @@ def run(settings: Settings, record: Record) -> None:
     wall = statistics.median(line["seconds"] for line in lines[2:])
     record.put("seconds", time.perf_counter() - began)
     record.put("wall_seconds_an_iteration", wall)
-    if not graphs[0].recorded:
+    if not graphs[0].replayed.recorded:
         record.fault("the iterations ran without a graph")
         return
     # the first two are a comparison, and that of the iteration which records

@@ -75,7 +75,7 @@ class Reading:
 
     @property
     def recorded(self) -> bool:
-        return self._graph.recorded
+        return self._graph.replayed.recorded
 
     def __call__(
         self, tasks: list[Match], parameters: Mapping[str, Tensor], plan: Plan

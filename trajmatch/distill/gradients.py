@@ -44,12 +44,7 @@ class Graph:
 
     def __init__(self, objective: Objective, record: recording.Record) -> None:
         self._objective = objective
-        self._replayed = recording.Replayed(_WHAT, _REMEDY, record=record)
-
-    @property
-    def recorded(self) -> bool:
-        """True once a graph has been recorded."""
-        return self._replayed.recorded
+        self.replayed = recording.Replayed(_WHAT, _REMEDY, record=record)
 
     def __call__(self, tasks: Sequence[Any], parameters: Tensors, plan: Plan) -> list[Results]:
         """Return the results of the tasks; see :data:`Gradients`."""
@@ -69,7 +64,7 @@ class Graph:
             results = self._objective.differentiate_together(matches, memory, plan)
             return tuple(each for result in results for each in result)
 
-        outputs = self._replayed((plan, structure, places, fixed), inputs, all_tasks)
+        outputs = self.replayed((plan, structure, places, fixed), inputs, all_tasks)
         count = len(outputs) // len(tasks)  # every task returns the same number of tensors
         return [outputs[at : at + count] for at in range(0, len(outputs), count)]
 
