@@ -84,9 +84,7 @@ def load(path: Path, problem: Problem) -> State:
         state.best_values = _under("best", tensors, problem.device)
         # States of CPU generators stay on the CPU.
         state.draws.load_state_dict(_under("draws", tensors, "cpu"))
-    for each in fields(Progress):
-        setattr(state, each.name, getattr(progress, each.name))
-    return state
+    return replace(state, **vars(progress))
 
 
 def check_same_run(
