@@ -143,18 +143,16 @@ def choose(problem: Problem, parameters: Tensors, plan: Plan) -> Forecast:
 
     If none fits, return the forecast of the leanest plan; UserError if even its trial fails.
     """
-    next_plan: Plan | None = plan
-    while next_plan is not None:
-        plan = next_plan
+    while True:
         found, reason = _attempt(partial(forecast, problem, parameters, plan))
         release(problem.device)
-        if found is not None and found.fits:
+        lean = leaner(problem, plan, len(parameters[LABELS]))
+        # Forecasts can be wrong, so let the run try the leanest plan.
+        if found is not None and (found.fits or lean is None):
             return found
-        next_plan = leaner(problem, plan, len(parameters[LABELS]))
-    if found is None:
-        raise UserError(_no_memory(problem, plan, reason))
-    # Forecasts can be wrong, so let the run try the leanest plan.
-    return found
+        if lean is None:
+            raise UserError(_no_memory(problem, plan, reason))
+        plan = lean
 
 
 def forecast(problem: Problem, parameters: Tensors, plan: Plan) -> Forecast:
