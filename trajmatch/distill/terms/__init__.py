@@ -6,12 +6,11 @@ from collections.abc import Callable
 from functools import partial
 
 from trajmatch.distill.terms.built_in import Automatic, Deep, Dropout, Final, Intermediate, Layers
-from trajmatch.distill.terms.course import Course as Course
-from trajmatch.distill.terms.course import Remembering as Remembering
-from trajmatch.distill.terms.course import Term as Term
-from trajmatch.distill.terms.course import Waypoint as Waypoint
+from trajmatch.distill.terms.course import Course, Remembering, Term, Waypoint
 from trajmatch.errors import UserError
 from trajmatch.importing import made
+
+__all__ = ["TERMS", "Course", "Remembering", "Term", "Waypoint", "find_term"]
 
 #: Built-in terms by name, called with the settings that follow the name.
 TERMS: dict[str, Callable[..., Term]] = {
