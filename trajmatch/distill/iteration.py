@@ -10,7 +10,7 @@ from trajmatch.distill.gradients import one_by_one
 from trajmatch.distill.guard import Fault, find_fault, find_spike
 from trajmatch.distill.objectives import Draw, OuterGradient, Plan, Results, mean_gradient, read
 from trajmatch.distill.parallel import Division
-from trajmatch.distill.parameters import LABELS, OuterParameter, leaves, moving_average, values
+from trajmatch.distill.parameters import LABELS, OuterParameter, leaves, values
 from trajmatch.distill.problem import Problem
 from trajmatch.distill.state import Prepared, State
 from trajmatch.images.parametrisation import Tensors
@@ -72,8 +72,10 @@ def outer_iteration(
         state.refusals, state.skips = 0, state.skips + 1
     else:
         state.parameters = update
+        # Moving average of FTD, without bias correction: after k updates the initial images still
+        # have the weight ema^k.
         state.average = {
-            name: moving_average(average, update[name].value, config.ema)
+            name: config.ema * average + (1.0 - config.ema) * update[name].value
             for name, average in state.average.items()
         }
         state.applied += 1

@@ -215,12 +215,6 @@ def tensors_by_name(what: str, made: object) -> dict[str, Tensor]:
     raise UserError(f"{what} should return a dict of tensors, but returned {described(made)}")
 
 
-def moving_average(average: Tensor, value: Tensor, decay: float) -> Tensor:
-    """Return ``decay * average + (1 - decay) * value`` (FTD), without bias correction."""
-    # After k updates the initial images still have the weight decay^k.
-    return decay * average + (1.0 - decay) * value
-
-
 def _exp(exponent: float) -> float:
     # The guard refuses an infinite step size with a message; an OverflowError would end the run.
     try:
