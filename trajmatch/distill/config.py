@@ -20,6 +20,9 @@ from trajmatch.schema import Count, Fraction, NonNegative, Positive, PositiveInt
 #: Default end (exclusive) of the range of start epochs, if the experts have enough epochs.
 DEFAULT_MAX_START_EPOCH = 20
 
+#: Settings that apply only to one --init. Only :class:`DistillConfig` has ``scores``.
+_OF_INIT = {"init_clusters": "representative", "init_beta": "difficulty", "scores": "difficulty"}
+
 
 @dataclass(frozen=True, kw_only=True)
 class MatchTrajectorySettings(Settings):
@@ -229,8 +232,8 @@ class DistillSettings(NetworkSettings, TrainAndTestSettings, MatchTrajectorySett
         self.expect("growth_iterations", grows == (first is not None), growth)
         if self.mask_gradient is None and (self.mask_threshold, self.mask_every) != (None, 100):
             raise UserError("--mask-threshold and --mask-every need --mask-gradient")
-        for name, init in (("init_clusters", "representative"), ("init_beta", "difficulty")):
-            if getattr(self, name) is not None and self.init != init:
+        for name, init in _OF_INIT.items():
+            if getattr(self, name, None) is not None and self.init != init:
                 raise UserError(
                     f"{flag(name)} applies only to --init {init}; leave it out, or choose "
                     f"--init {init}"
@@ -362,11 +365,6 @@ class DistillConfig(RunOptions, DistillSettings):
             )
         if self.init_from is not None and self.init_clusters is not None:
             raise UserError("--init-clusters has no effect with --init-from; leave one of them out")
-        if self.scores is not None and self.init != "difficulty":
-            raise UserError(
-                "--scores applies only to --init difficulty; leave it out, or choose "
-                "--init difficulty"
-            )
         if self.init_from is None and (self.labels, self.init) == ("soft", "noise"):
             raise UserError(
                 "--labels soft starts from the experts' logits for the initial images, which mean "
