@@ -27,10 +27,7 @@ _WHAT, _REMEDY = "the outer iteration runs", "--no-graph"
 
 
 def one_by_one(
-    objective: Objective,
-    tasks: Sequence[Any],
-    parameters: Tensors,
-    plan: Plan,
+    objective: Objective, tasks: Sequence[Any], parameters: Tensors, plan: Plan
 ) -> list[Results]:
     """Differentiate the tasks one after another."""
     return [objective.differentiate(task, parameters, plan) for task in tasks]

@@ -20,10 +20,7 @@ Compute = Callable[[Sequence[Any], Tensors], list[Results]]
 
 
 def outer_iteration(
-    problem: Problem,
-    state: State,
-    compute: Compute | None = None,
-    division: Division | None = None,
+    problem: Problem, state: State, compute: Compute | None = None, division: Division | None = None
 ) -> tuple[dict[str, Any], Fault | None]:
     """Advance ``state`` in place by one outer iteration, and make the tasks of the next one.
 

@@ -57,16 +57,10 @@ def _backward_backward(saved: Any, v_logits: Tensor, v_targets: Tensor) -> tuple
 
 
 register(
-    "soft_cross_entropy",
-    lambda given: given.logits.new_empty(()),
-    _backward,
-    save="logits targets",
+    "soft_cross_entropy", lambda given: given.logits.new_empty(()), _backward, save="logits targets"
 )
 register(
-    "soft_cross_entropy_backward",
-    _gradients,
-    _backward_backward,
-    save="grad_loss logits targets",
+    "soft_cross_entropy_backward", _gradients, _backward_backward, save="grad_loss logits targets"
 )
 register(
     "soft_cross_entropy_backward_tangent",
