@@ -57,6 +57,11 @@ class Expect:
         if not condition:
             raise ValueError(self.message(argument, wanted, came))
 
+    def kind(self, condition: bool, argument: str, wanted: str, came: object) -> None:
+        """Raise TypeError unless the condition holds."""
+        if not condition:
+            raise TypeError(self.message(argument, wanted, came))
+
     def choice(self, argument: str, value: str, choices: Sequence[str]) -> None:
         """Raise ValueError unless the value is one of the choices."""
         self.that(value in choices, argument, f"be one of {', '.join(choices)}", repr(value))
@@ -68,9 +73,9 @@ class Expect:
 
     def floating(self, argument: str, tensor: Tensor) -> None:
         """Raise TypeError unless the argument is a float32 or float64 tensor."""
-        self._is_tensor(argument, tensor)
-        if tensor.dtype not in (torch.float32, torch.float64):
-            raise TypeError(self.message(argument, "be float32 or float64", _name(tensor.dtype)))
+        self.is_tensor(argument, tensor)
+        fits = tensor.dtype in (torch.float32, torch.float64)
+        self.kind(fits, argument, "be float32 or float64", _name(tensor.dtype))
 
     def like(
         self,
@@ -81,39 +86,36 @@ class Expect:
         dtype: torch.dtype | None = None,
     ) -> None:
         """Raise unless the argument is a dense tensor with the device and dtype of ``other``."""
-        self._is_tensor(argument, tensor)
+        self.is_tensor(argument, tensor)
         wanted = f"be on {other.device} (the device of {name})"
         self.that(tensor.device == other.device, argument, wanted, tensor.device)
         dtype = dtype or other.dtype
-        if tensor.dtype != dtype:
-            raise TypeError(self.message(argument, f"be {_name(dtype)}", _name(tensor.dtype)))
-        if tensor.layout != torch.strided:
-            raise TypeError(self.message(argument, "be a dense tensor", tensor.layout))
+        self.kind(tensor.dtype == dtype, argument, f"be {_name(dtype)}", _name(tensor.dtype))
+        dense = tensor.layout == torch.strided
+        self.kind(dense, argument, "be a dense tensor", tensor.layout)
 
-    def _is_tensor(self, argument: str, value: object) -> None:
-        if not isinstance(value, Tensor):
-            raise TypeError(self.message(argument, "be a torch.Tensor", type(value).__name__))
+    def is_tensor(self, argument: str, value: object) -> None:
+        """Raise TypeError unless the argument is a tensor."""
+        came = type(value).__name__
+        self.kind(isinstance(value, Tensor), argument, "be a torch.Tensor", came)
 
     def module(self, model: Any) -> nn.Module:
         """Return a module, unwrapped from ``torch.compile``; raise TypeError for anything else."""
         # A class instead of an instance is a common mistake, so the message says so.
-        if not isinstance(model, nn.Module):
-            kind = type(model).__name__
-            came = f"the class {model.__name__}" if isinstance(model, type) else kind
-            raise TypeError(self.message("model", "be a torch.nn.Module", came))
+        came = f"the class {model.__name__}" if isinstance(model, type) else type(model).__name__
+        self.kind(isinstance(model, nn.Module), "model", "be a torch.nn.Module", came)
         return uncompiled(model)
 
     def model(self, model: nn.Module) -> nn.Module:
         """Return the module, unwrapped from ``torch.compile``; raise unless it can be a student."""
         model = self.module(model)
         kind = type(model).__name__
-        if isinstance(model, nn.DataParallel | nn.parallel.DistributedDataParallel):
-            came = f"{kind}; pass model.module"
-            raise TypeError(self.message("model", "be the network itself", came))
-        if isinstance(model, torch.jit.ScriptModule):
-            came = f"{kind}; pass the module that it was compiled from"
-            wanted = "be an ordinary (not scripted) torch.nn.Module"
-            raise TypeError(self.message("model", wanted, came))
+        parallel = isinstance(model, nn.DataParallel | nn.parallel.DistributedDataParallel)
+        came = f"{kind}; pass model.module"
+        self.kind(not parallel, "model", "be the network itself", came)
+        came = f"{kind}; pass the module that it was compiled from"
+        wanted = "be an ordinary (not scripted) torch.nn.Module"
+        self.kind(not isinstance(model, torch.jit.ScriptModule), "model", wanted, came)
         # A lazy parameter has no size before the first call, so theta cannot be compared with it.
         for name, parameter in model.named_parameters():
             lazy = isinstance(parameter, nn.UninitializedParameter)
@@ -182,12 +184,12 @@ class Expect:
         # indices and the other dimensions are checked later, against the outputs of the model.
         labels = self.tensor("labels", labels, theta.device, theta.dtype)
         count, soft = len(images), labels.is_floating_point()
-        if loss == "mse" and not soft:
-            wanted = f"be {_name(theta.dtype)} (targets of loss='mse')"
-            raise TypeError(self.message("labels", wanted, _name(labels.dtype)))
-        if isinstance(loss, str) and not (labels.dtype == torch.int64 or soft):
-            wanted = f"be int64 (class indices) or {_name(theta.dtype)} ({soft_labels})"
-            raise TypeError(self.message("labels", wanted, _name(labels.dtype)))
+        came = _name(labels.dtype)
+        wanted = f"be {_name(theta.dtype)} (targets of loss='mse')"
+        self.kind(soft or loss != "mse", "labels", wanted, came)
+        fits = soft or labels.dtype == torch.int64 or not isinstance(loss, str)
+        wanted = f"be int64 (class indices) or {_name(theta.dtype)} ({soft_labels})"
+        self.kind(fits, "labels", wanted, came)
         dtype = theta.dtype if soft and isinstance(loss, str) else labels.dtype
         self.like("labels", labels, images, "images", dtype)
         if not isinstance(loss, str) or loss == "mse":
@@ -212,9 +214,9 @@ class Expect:
             self.that(batches.dim() == 2, "batches", wanted, list(batches.shape))
             sizes, rows = [batches.shape[1]] * len(batches), [batches.reshape(-1)]
         else:
-            if not isinstance(batches, Iterable):
-                wanted = "be a tensor of shape [N, B], or a sequence of tensors or lists"
-                raise TypeError(self.message("batches", wanted, type(batches).__name__))
+            wanted = "be a tensor of shape [N, B], or a sequence of tensors or lists"
+            came = type(batches).__name__
+            self.kind(isinstance(batches, Iterable), "batches", wanted, came)
             rows = [self.tensor("batches", each, like.device, like.dtype) for each in batches]
             for row in rows:
                 self.that(row.dim() == 1, "every batch", "have 1 dimension", list(row.shape))

@@ -172,9 +172,8 @@ def check_state(expect: Expect, state: Any, optimiser: Optimiser, theta: Tensor)
     rows, size = optimiser.state_rows, len(theta)
     if state is None:
         return
-    if not isinstance(state, OptimiserState):
-        wanted = "be a trajmatch.ops.OptimiserState"
-        raise TypeError(expect.message("state", wanted, type(state).__name__))
+    fits = isinstance(state, OptimiserState)
+    expect.kind(fits, "state", "be a trajmatch.ops.OptimiserState", type(state).__name__)
     expect.like("state.tensors", state.tensors, theta, "theta0")
     wanted = f"have shape {[rows, size]} (the state of {optimiser} for {size} parameters)"
     came = list(state.tensors.shape)
@@ -199,8 +198,7 @@ def check_lr(expect: Expect, lr: ArrayLike, theta: Tensor, steps: int, tensors: 
 
 def _number(expect: Expect, argument: str, value: float) -> None:
     # A tensor could require gradients, which the settings have not.
-    if not isinstance(value, int | float):
-        raise TypeError(expect.message(argument, "be a number", repr(value)))
+    expect.kind(isinstance(value, int | float), argument, "be a number", repr(value))
 
 
 def _at_least_0(expect: Expect, argument: str, value: float) -> None:

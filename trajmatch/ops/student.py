@@ -381,8 +381,7 @@ def _checked_together(
     for name, each in (("images", images), ("labels", labels)):
         if each is None:
             continue
-        if not isinstance(each, Tensor):
-            raise TypeError(expect.message(name, "be a torch.Tensor", type(each).__name__))
+        expect.is_tensor(name, each)
         fits = each.dim() > 1 and len(each) == count
         expect.that(fits, name, f"begin with {count}, the rows of theta", list(each.shape))
     own = None if labels is None else labels[0]
