@@ -59,6 +59,16 @@ def test_lists_and_arrays_are_taken_as_tensors(model: nn.Module, changes: dict[s
 
 
 @BOTH
+def test_lists_are_not_rounded_to_float32(model: nn.Module) -> None:
+    lr, logits = torch.rand(2, dtype=torch.float64), torch.randn(6, 4, dtype=torch.float64)
+    arguments = given(model, lr=lr, labels=logits)
+    arguments |= {name: arguments[name].double() for name in ("theta0", "images")}
+    lists = {"lr": lr.tolist(), "labels": logits.tolist()}
+    wanted = ops.unroll(model, **arguments)
+    assert torch.equal(ops.unroll(model, **{**arguments, **lists}), wanted)
+
+
+@BOTH
 def test_lists_of_logits_have_the_dtype_of_the_images(model: nn.Module) -> None:
     logits = torch.randn(6, 4)
     wanted = ops.unroll(model, **given(model, labels=logits))

@@ -245,14 +245,13 @@ class Expect:
             return value
         try:
             tensor = torch.as_tensor(value, device=device)
+            if tensor.numel() == 0 or not (tensor.is_floating_point() or tensor.is_complex()):
+                return tensor.to(torch.int64)
+            # Convert the value itself: a list of Python's floats has become float32 above.
+            return torch.as_tensor(value, dtype=dtype, device=device)
         except (TypeError, ValueError, RuntimeError) as error:
-            wanted = "be a tensor, an array or a list of numbers"
-            raise TypeError(
-                self.message(argument, wanted, f"{type(value).__name__} ({error})")
-            ) from None
-        if tensor.numel() == 0 or not (tensor.is_floating_point() or tensor.is_complex()):
-            return tensor.to(torch.int64)
-        return tensor.to(dtype)
+            wanted, came = "be a tensor, an array or a list of numbers", type(value).__name__
+            raise TypeError(self.message(argument, wanted, f"{came} ({error})")) from None
 
 
 def _name(dtype: torch.dtype) -> str:
