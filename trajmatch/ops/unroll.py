@@ -161,15 +161,13 @@ def unroll_together(model: nn.Module, calls: Sequence[Mapping[str, Any]]) -> lis
     if len(given) < 2 or None in kinds or kinds.count(kinds[0]) < len(kinds):
         return [each.result() for each in given]
     first, *_ = given
-    theta0, images, labels, lr = (
-        torch.stack([getattr(each, name) for each in given])
-        for name in ("theta0", "images", "labels", "lr")
-    )
+    names = ("theta0", "images", "labels", "lr")
+    inputs = [torch.stack([getattr(each, name) for each in given]) for name in names]
     # In a step of all students, the images of each student are neighbours.
     indices = _by_step(each.flat.split(each.sizes) for each in given)
     rows = None if first.augment is None else _by_step(each.dsa_rows() for each in given)
     tape, keep = sum(each.tape_bytes for each in given), any(each.keep for each in given)
-    thetas, _ = first.on_engine(theta0, images, labels, lr, indices, rows, tape, keep)
+    thetas, _ = first.on_engine(inputs, indices, rows, tape, keep)
     return [each.chosen(own) for each, own in zip(given, thetas.unbind(1), strict=True)]
 
 
@@ -228,6 +226,11 @@ class _Call:
         # Both are None if batches stay whole.
         self.micro_batch = most if most is not None and max(self.sizes) > most else None
         self.shards = self.shards if self.shards is not None and self.shards.size > 1 else None
+        self.whole = self.micro_batch is None and self.shards is None
+        # True if the engine runs the whole loop as one operator.
+        replayed = self.augment is None or isinstance(self.augment, DsaReplay)
+        known = self.network is not None and self.number is not None
+        self.one_operator = self.whole and known and replayed
         # Plain steps need no state in the adjoint, which halves the memory of the trajectory.
         self.plain = optimiser.plain and self.lr.dim() == 0 and self.state is None
         self.plain = self.plain and not self.return_state
@@ -241,17 +244,6 @@ class _Call:
         differentiable = (theta0, images, self.labels, self.lr, self.memory)
         self.keep = torch.is_grad_enabled() and any(each.requires_grad for each in differentiable)
         self.steps_done = 0 if self.state is None else self.state.steps
-
-    @property
-    def whole(self) -> bool:
-        """True if batches stay whole."""
-        return self.micro_batch is None and self.shards is None
-
-    @property
-    def one_operator(self) -> bool:
-        """True if the engine runs the whole loop as one operator."""
-        replayed = self.augment is None or isinstance(self.augment, DsaReplay)
-        return self.whole and self.network is not None and self.number is not None and replayed
 
     @property
     def kind(self) -> Any:
@@ -270,20 +262,15 @@ class _Call:
         return [self.augment.dsa_parameters(i, n, *size) for i, n in enumerate(self.sizes)]
 
     def on_engine(
-        self,
-        theta0: Tensor,
-        images: Tensor,
-        labels: Tensor,
-        lr: Tensor,
-        indices: Tensor,
-        dsa_rows: Tensor | None,
-        tape_bytes: int,
-        keep: bool,
+        self, inputs: Sequence[Tensor], indices: Tensor, dsa_rows: Any, tape_bytes: int, keep: bool
     ) -> tuple[Tensor, Tensor]:
-        """Return the parameters ``[len(steps), P]`` and the state of this call, or of several."""
+        """Return the parameters ``[len(steps), P]`` and the state of this call, or of several.
+
+        ``inputs`` are ``theta0``, images, labels and step sizes.
+        """
         if dsa_rows is not None:
-            dsa_rows = dsa_rows.to(images.device)
-        problem = (theta0, images, labels, lr, self.memory, indices, self.sizes, self.counts)
+            dsa_rows = dsa_rows.to(self.images.device)
+        problem = (*inputs, self.memory, indices, self.sizes, self.counts)
         settings = (self.network, self.optimiser.numbers(), self.steps_done, self.number)
         kept = (keep, tape_bytes, dsa_rows, self.exact)
         thetas, memory, *_ = operators.student_unroll(*problem, *settings, self.loss_scale, *kept)
@@ -296,8 +283,8 @@ class _Call:
             # The operator takes step sizes [], [N, 1] or [N, T].
             if lr.dim() > 0:
                 lr = lr.reshape(len(lr), -1).expand(len(self.sizes), -1)
-            given = (self.theta0, self.images, self.labels, lr, self.flat)
-            thetas, memory = self.on_engine(*given, rows, self.tape_bytes, self.keep)
+            inputs = (self.theta0, self.images, self.labels, lr)
+            thetas, memory = self.on_engine(inputs, self.flat, rows, self.tape_bytes, self.keep)
         else:
             thetas, memory = self.in_python()
         result = self.chosen(thetas)
@@ -333,15 +320,11 @@ class _Call:
         expect.that(alone, argument, wanted, f"the network {type(model).__name__}")
         if self.micro_batch is not None:
             student = MicroBatches(student, self.micro_batch)
-        updates = None
-        if not self.plain:
-            updates = Updates(self.optimiser, model, self.steps_done, self.theta0)
+        rule = (self.optimiser, model, self.steps_done, self.theta0)
+        updates = None if self.plain else Updates(*rule)
         how = (self.counts, self.optimiser, self.augment, self.exact, updates, self.keep)
-        steps = Steps(self.flat.split(self.sizes), *how)
-        if self.shards is None:
-            loop = Loop(student, steps, called)
-        else:
-            loop = ShardedLoop(self.shards, student, steps, called)
+        given = (student, Steps(self.flat.split(self.sizes), *how), called)
+        loop = Loop(*given) if self.shards is None else ShardedLoop(self.shards, *given)
         # The outputs after these two are for the adjoint.
         tensors = (self.theta0, self.images, self.labels, self.lr, self.memory)
         thetas, memory, *_ = Unroll.apply(loop, *tensors)
