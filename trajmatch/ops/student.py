@@ -183,15 +183,11 @@ class OneByOne:
         self, at: Point, tangent: Tensor | None, image_tangent: Tensor | None = None
     ) -> tuple[None, GradientJvp]:
         """Return None, and the derivatives along the tangents."""
-        along = [
-            [None if given is None else given[k] for given in (tangent, image_tangent)]
-            for k in range(len(at.theta))
-        ]
-        pairs = zip(_each(at), along, strict=True)
-        found = zip(*(self._student.jvp(each, *own)[1] for each, own in pairs), strict=True)
-        return None, GradientJvp._make(
-            None if None in column else torch.stack(column) for column in found
-        )
+        points = _each(at)
+        along = [[None] * len(points) if d is None else [*d] for d in (tangent, image_tangent)]
+        found = [self._student.jvp(*each)[1] for each in zip(points, *along, strict=True)]
+        columns = zip(*found, strict=True)
+        return None, GradientJvp._make(None if None in c else torch.stack(c) for c in columns)
 
 
 def _each(at: Point) -> list[Point]:
