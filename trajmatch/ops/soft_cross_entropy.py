@@ -46,14 +46,10 @@ def _backward_backward(saved: Any, v_logits: Tensor, v_targets: Tensor) -> tuple
     # the gradient along (v_logits, v_targets). It is computed for grad_loss = 1, so that
     # `directional` is the gradient of grad_loss.
     grad_loss, soft = saved.grad_loss, saved.targets.is_floating_point()
-    directional, logits_part, targets_part = operators.soft_cross_entropy_backward_tangent(
-        torch.ones_like(grad_loss),
-        saved.logits,
-        saved.targets,
-        v_logits,
-        v_targets if soft else None,
-    )
-    return directional, grad_loss * logits_part, grad_loss * targets_part
+    at = (torch.ones_like(grad_loss), saved.logits, saved.targets)
+    tangents = (v_logits, v_targets if soft else None)
+    directional, *parts = operators.soft_cross_entropy_backward_tangent(*at, *tangents)
+    return directional, *(grad_loss * part for part in parts)
 
 
 register(
