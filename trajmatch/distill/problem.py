@@ -215,13 +215,8 @@ class Problem(Setup):
         """Return an outer parameter with its configured optimiser."""
         config = self.config
         if name == STEP_SIZE:
-            rule = SGD(
-                lr=config.lr_lr,
-                momentum=config.momentum_lr,
-                flag="--lr-lr",
-                positive=True,
-                multiplicative=config.lr_param == "exp",
-            )
+            lr, momentum, exp = config.lr_lr, config.momentum_lr, config.lr_param == "exp"
+            rule = SGD(lr=lr, momentum=momentum, flag="--lr-lr", positive=True, multiplicative=exp)
             return OuterParameter.new(value.cpu(), rule)
         value = value.to(self.device)
         # Constants: labels of --labels hard, and what belongs to the objective (memory, mask).

@@ -57,17 +57,9 @@ def _score(problem: Problem, state: State) -> dict[str, Any]:
     paper, dsa = PROTOCOLS[config.eval_protocol], problem.dsa.spec
     protocol = replace(paper, lr=state.step_size, dsa=dsa, epochs=config.eval_epochs)
     with interruption.released():  # may be interrupted: it takes minutes and changes no state
-        score = evaluate_set(
-            synthetic.images,
-            synthetic.labels,
-            problem.network,
-            protocol,
-            problem.training.normalise(images),
-            labels,
-            config.eval_seeds,
-            derive_seed(config.seed, "distill", "evaluation"),
-            problem.device,
-        )
+        tested = (problem.training.normalise(images), labels)
+        seeds = (config.eval_seeds, derive_seed(config.seed, "distill", "evaluation"))
+        score = evaluate_set(*synthetic, problem.network, protocol, *tested, *seeds, problem.device)
     # The log has mean and standard deviation, but not the result of each network.
     numbers = score.as_dict()
     del numbers[score.measure]
