@@ -10,7 +10,7 @@ from torch import Tensor
 from trajmatch.block import ACTIVATIONS, IMAGE_NORMS, NORM_EPS, NORMS, POOLINGS
 from trajmatch.ops.arguments import Expect
 from trajmatch.ops.errors import public_operator
-from trajmatch.ops.registration import operators, register
+from trajmatch.ops.registration import by_reference, operators, register
 
 
 @public_operator
@@ -103,7 +103,7 @@ def _backward_backward(
 
 
 _SAVED = "x weight bias mean rstd"
-_INSTEAD = "trajmatch.reference.norm_act_pool has derivatives of any order"
+_INSTEAD = by_reference("norm_act_pool")
 
 register(
     "norm_act_pool", _fake, _backward, save=_SAVED, outputs="out mean rstd", constant="mean rstd"

@@ -73,17 +73,9 @@ def _backward_backward(
     return 2 * (pu - loss * rw) / d, from_u, -(from_u + from_w), from_w
 
 
+_SAVED = "student target start"
+
 register(
-    "param_distance",
-    _fake,
-    _backward,
-    save="student target start sums",
-    outputs="loss sums",
-    constant="sums",
+    "param_distance", _fake, _backward, save=f"{_SAVED} sums", outputs="loss sums", constant="sums"
 )
-register(
-    "param_distance_backward",
-    _fake_backward,
-    _backward_backward,
-    save="grad_loss student target start",
-)
+register("param_distance_backward", _fake_backward, _backward_backward, save=f"grad_loss {_SAVED}")

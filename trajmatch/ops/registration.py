@@ -18,6 +18,11 @@ from trajmatch import _extension  # noqa: F401  registers the operators
 operators = SimpleNamespace()
 
 
+def by_reference(function: str) -> str:
+    """Return the advice to differentiate a function of :mod:`trajmatch.reference` instead."""
+    return f"trajmatch.reference.{function} has derivatives of any order"
+
+
 def register(
     name: str,
     fake: Callable[[Any], Any],

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from trajmatch.ops.errors import public_operator
-from trajmatch.ops.registration import operators, register
+from trajmatch.ops.registration import by_reference, operators, register
 
 
 @public_operator
@@ -61,5 +61,5 @@ register(
 register(
     "soft_cross_entropy_backward_tangent",
     lambda given: (given.logits.new_empty(()), *_gradients(given)),
-    instead="trajmatch.reference.soft_cross_entropy has derivatives of any order",
+    instead=by_reference("soft_cross_entropy"),
 )

@@ -12,7 +12,7 @@ from trajmatch._extension import _C
 from trajmatch.networks.engine import batch_norm_channels, engine_description
 from trajmatch.ops.arguments import ArrayLike, Expect
 from trajmatch.ops.errors import public_operator
-from trajmatch.ops.registration import operators, register
+from trajmatch.ops.registration import by_reference, operators, register
 from trajmatch.ops.replay import twice_differentiable
 from trajmatch.reference import GradientJvp, Loss
 
@@ -394,12 +394,8 @@ def _soft(labels: Tensor, loss: int) -> bool:
 
 
 def _fake_jvp(given: Any) -> tuple[Tensor, ...]:
-    shapes = (
-        given.theta.shape[:-1],
-        given.theta.shape,
-        given.images.shape,
-        given.labels.shape if _soft(given.labels, given.loss) else (0,),
-    )
+    labels = given.labels.shape if _soft(given.labels, given.loss) else (0,)
+    shapes = (given.theta.shape[:-1], given.theta.shape, given.images.shape, labels)
     return tuple(given.theta.new_empty(shape) for shape in shapes)
 
 
@@ -461,8 +457,4 @@ register(
     constant="statistics",
     materialize=False,
 )
-register(
-    "student_gradient_jvp",
-    _fake_jvp,
-    instead="trajmatch.reference.gradient has derivatives of any order",
-)
+register("student_gradient_jvp", _fake_jvp, instead=by_reference("gradient"))

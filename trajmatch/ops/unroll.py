@@ -17,7 +17,7 @@ from trajmatch.ops.errors import public_operator
 from trajmatch.ops.loop import Loop, Steps, Unroll
 from trajmatch.ops.optimisers import Optimiser, Updates, check_lr, check_optimiser, check_state
 from trajmatch.ops.parts import MicroBatches, ShardedLoop, Shards
-from trajmatch.ops.registration import operators, register
+from trajmatch.ops.registration import by_reference, operators, register
 from trajmatch.ops.student import AutogradStudent, EngineStudent, Student, engine_loss
 from trajmatch.reference import Loss, OptimiserState
 
@@ -407,8 +407,4 @@ register(
     constant="trajectory tapes",
     materialize=False,  # zeros for the trajectory's gradient would double the memory
 )
-register(
-    "student_unroll_adjoint",
-    _fake_adjoint,
-    instead="trajmatch.reference.unroll has derivatives of any order",
-)
+register("student_unroll_adjoint", _fake_adjoint, instead=by_reference("unroll"))
