@@ -2,18 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection
 from typing import Any
 
 from torch import Tensor, nn
 
 from trajmatch.block import ACTIVATIONS, NORM_EPS, NORMS, POOLINGS
 
-_CHOICES: dict[str, Collection[str]] = {
-    "norm": NORMS,
-    "activation": ACTIVATIONS,
-    "pooling": POOLINGS,
-}
+_CHOICES = {"norm": [*NORMS], "activation": [*ACTIVATIONS], "pooling": [*POOLINGS]}
 
 ACTIVATION_LAYERS = {"relu": nn.ReLU, "leaky_relu": nn.LeakyReLU, "sigmoid": nn.Sigmoid}
 POOLING_LAYERS = {"average": nn.AvgPool2d, "max": nn.MaxPool2d}

@@ -240,12 +240,8 @@ def segments_of(
     config: DistillConfig, snapshots_kept: Collection[int]
 ) -> tuple[StartEpochWindow, MatchingLoss]:
     """Return start epochs and loss; UserError if they need an epoch that the store lacks."""
-    window = StartEpochWindow(
-        config.min_start_epoch,
-        config.window_end(snapshots_kept),
-        config.first_max_start_epoch,
-        config.growth_iterations,
-    )
+    ends = (config.window_end(snapshots_kept), config.first_max_start_epoch)
+    window = StartEpochWindow(config.min_start_epoch, *ends, config.growth_iterations)
     terms = tuple(map(find_term, config.terms))
     loss = MatchingLoss(terms, config.expert_epochs, tuple(config.terms))
     window.check(snapshots_kept, loss.expert_epochs(config.student_steps))
