@@ -104,16 +104,11 @@ class MatchingLoss:
         start, expert, end = torch.randn(3, size, generator=draw).to(device)
         student = end.requires_grad_()
         # One student and one expert vector stand for all waypoints: only errors matter here.
-        course = Course(
-            start,
-            dict.fromkeys(self.student_steps(steps), student),
-            dict.fromkeys(self.expert_epochs(steps), expert),
-            steps,
-            self.epochs,
-            shapes,
-            torch.zeros((), dtype=torch.int64, device=device),
-            {name: value.to(device) for name, value in self.memory(shapes).items()},
-        )
+        students = dict.fromkeys(self.student_steps(steps), student)
+        experts = dict.fromkeys(self.expert_epochs(steps), expert)
+        iteration = torch.zeros((), dtype=torch.int64, device=device)
+        memory = {name: value.to(device) for name, value in self.memory(shapes).items()}
+        course = Course(start, students, experts, steps, self.epochs, shapes, iteration, memory)
         self.remember(course)
         for number, (name, term) in enumerate(self._named()):
             # A term without waypoints, such as Intermediate for M = 1, is a constant 0.
