@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from trajmatch.block import ACTIVATIONS, NORM_EPS, NORMS, POOLINGS
 
-_CHOICES = {"norm": [*NORMS], "activation": [*ACTIVATIONS], "pooling": [*POOLINGS]}
+_CHOICES = {"norm": NORMS, "activation": ACTIVATIONS, "pooling": POOLINGS}
 
 ACTIVATION_LAYERS = {"relu": nn.ReLU, "leaky_relu": nn.LeakyReLU, "sigmoid": nn.Sigmoid}
 POOLING_LAYERS = {"average": nn.AvgPool2d, "max": nn.MaxPool2d}
