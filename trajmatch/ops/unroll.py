@@ -272,7 +272,8 @@ class _Call:
             dsa_rows = dsa_rows.to(self.images.device)
         problem = (*inputs, self.memory, indices, self.sizes, self.counts)
         settings = (self.network, self.optimiser.numbers(), self.steps_done, self.number)
-        kept = (keep, tape_bytes, dsa_rows, self.exact)
+        rows = None if dsa_rows is None else dsa_rows.to(self.images.device)
+        kept = (keep, tape_bytes, rows, self.exact)
         thetas, memory, *_ = operators.student_unroll(*problem, *settings, self.loss_scale, *kept)
         return thetas, memory
 
