@@ -8,16 +8,10 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
+from trajmatch.ops import replay
 from trajmatch.ops.arguments import Augment, DsaReplay
 from trajmatch.ops.errors import explained
 from trajmatch.ops.optimisers import Optimiser, Updates
-from trajmatch.ops.replay import (
-    Conditions,
-    Fingerprints,
-    random_state,
-    restore_random_state,
-    twice_differentiable,
-)
 from trajmatch.ops.student import Point, Student
 from trajmatch.reference import GradientJvp
 
@@ -53,7 +47,7 @@ class Loop:
         # True if nothing that a step depends on can change before it is recomputed: the engine has
         # no state, and a DsaReplay returns the same parameters for the same step.
         self.fixed = plain and model is None
-        self.fingerprints = Fingerprints()
+        self.fingerprints = replay.Fingerprints()
         self.random_states: list[bytes] = []
         self._tangent_scale: Tensor | None = None
 
@@ -98,10 +92,10 @@ class Loop:
         """Run the steps; return the parameters, the last state and the tensors for the adjoint."""
         trajectory, states, buffer, reached = [], [], None, {}
         momentum, updates = self.steps.optimiser.numbers()[1], self.steps.updates
-        self.conditions = Conditions(self.model, theta.device)
+        self.conditions = replay.Conditions(self.model, theta.device)
         for step, batch in enumerate(self.steps.batches):
             if not self.fixed:
-                self.random_states.append(random_state(theta.device))
+                self.random_states.append(replay.random_state(theta.device))
             shown = self._augmented(images[batch], step)
             grad = self.gradient(step, Point(theta, shown, labels[batch]))
             if updates is None:
@@ -117,7 +111,7 @@ class Loop:
                 reached[step + 1] = theta
         # True if the steps drew random numbers from the global generators. If not, the adjoint does
         # not have to restore the generators in every step.
-        self._draws = not self.fixed and self.random_states[0] != random_state(theta.device)
+        self._draws = not self.fixed and self.random_states[0] != replay.random_state(theta.device)
         thetas = torch.stack([reached[count] for count in self.steps.counts])
         # The results are thetas and the last state. The rest, for the adjoint, is theta_1 ..
         # theta_{N-1} and, with updates, the states after the same steps.
@@ -129,13 +123,13 @@ class Loop:
         if self.fixed:
             return self._adjoint(*problem)
         device = problem[2].device
-        state = random_state(device)
+        state = replay.random_state(device)
         try:
             with self.conditions.restored():
                 found = self._adjoint(*problem)
         finally:
             # The caller's random numbers must not depend on the recomputation.
-            restore_random_state(state, device)
+            replay.restore_random_state(state, device)
         # The check reads numbers from the GPU, which is impossible while a CUDA graph is captured.
         if not (device.type == "cuda" and torch.cuda.is_current_stream_capturing()):
             self.fingerprints.check(self.conditions.eps(problem[2].dtype))
@@ -181,7 +175,7 @@ class Loop:
             batch = batches[step]
             # Repeat the random draws of this step, such as dropout masks.
             if self._draws:
-                restore_random_state(self.random_states[step], adjoint.device)
+                replay.restore_random_state(self.random_states[step], adjoint.device)
             # Augment again, now with a graph that takes gradients back to the images.
             with torch.enable_grad():
                 raw = images[batch].requires_grad_(grad_images is not None)
@@ -214,7 +208,7 @@ class Unroll(torch.autograd.Function):
     @staticmethod
     def forward(loop: Loop, *problem: Tensor) -> tuple[Tensor, ...]:
         """Return the outputs of :meth:`Loop.forward`."""
-        with twice_differentiable(), explained("unroll"):
+        with replay.twice_differentiable(), explained("unroll"):
             return loop.forward(*(each.detach() for each in problem))
 
     @staticmethod
@@ -237,7 +231,7 @@ class _Adjoint(torch.autograd.Function):
 
     @staticmethod
     def forward(loop: Loop, *problem: Any) -> Gradients:
-        with twice_differentiable(), explained("unroll"):
+        with replay.twice_differentiable(), explained("unroll"):
             return loop.adjoint(*problem)
 
     @staticmethod
