@@ -268,8 +268,6 @@ class _Call:
 
         ``inputs`` are ``theta0``, images, labels and step sizes.
         """
-        if dsa_rows is not None:
-            dsa_rows = dsa_rows.to(self.images.device)
         problem = (*inputs, self.memory, indices, self.sizes, self.counts)
         settings = (self.network, self.optimiser.numbers(), self.steps_done, self.number)
         rows = None if dsa_rows is None else dsa_rows.to(self.images.device)
