@@ -4,8 +4,6 @@ Public names are imported at first use, because importing torch is slow. Importi
 only checks the release of torch: it raises ImportError if torch is missing or too old.
 """
 
-from __future__ import annotations
-
 import sys
 from importlib import import_module
 from importlib.util import find_spec

@@ -5,8 +5,6 @@ users would report its timings as the package's. A build without CUDA kernels wa
 GPU, and its operators raise ``NotImplementedError`` on CUDA tensors.
 """
 
-from __future__ import annotations
-
 import json
 import os
 import re

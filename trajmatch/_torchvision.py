@@ -6,8 +6,6 @@ not use these operators, so this module defines their schemas without an impleme
 the import.
 """
 
-from __future__ import annotations
-
 import importlib
 import re
 import sys

@@ -5,8 +5,6 @@ labels and a JSON description. Parametrised images can be stored as their parame
 no path, time or host name in the file, so that equal runs write equal bytes.
 """
 
-from __future__ import annotations
-
 import dataclasses
 import hashlib
 import json
@@ -191,7 +189,7 @@ class Artifact(Description):
             digest.update(tensor.detach().cpu().contiguous().numpy().tobytes())
         return digest.hexdigest()
 
-    def with_score(self, score: Mapping[str, Any]) -> Artifact:
+    def with_score(self, score: Mapping[str, Any]) -> "Artifact":
         """Return a copy with one more evaluation result, a mapping of JSON values."""
         return dataclasses.replace(self, scores=(*self.scores, dict(score)))
 

@@ -1,7 +1,5 @@
 """Norms, activations and poolings (the layers of a block after its convolution), and constants."""
 
-from __future__ import annotations
-
 from typing import Literal, NamedTuple
 
 

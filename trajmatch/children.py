@@ -5,8 +5,6 @@ A child has the parent's interpreter flags, environment, ``sys.path`` and trajma
 child prints goes to stderr.
 """
 
-from __future__ import annotations
-
 import contextlib
 import importlib
 import json

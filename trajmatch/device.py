@@ -1,7 +1,5 @@
 """Choice of the compute device, reasons why it is unusable, and measurement of its memory."""
 
-from __future__ import annotations
-
 import ctypes
 import os
 import re

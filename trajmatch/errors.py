@@ -1,7 +1,5 @@
 """Error class for mistakes of the user, warnings, and "did you mean" hints."""
 
-from __future__ import annotations
-
 import contextlib
 import difflib
 import re

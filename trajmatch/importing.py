@@ -3,8 +3,6 @@
 Packages of trajmatch import their public names at first use, so that torch loads only if needed.
 """
 
-from __future__ import annotations
-
 import contextlib
 import importlib
 import inspect

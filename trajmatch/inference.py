@@ -1,7 +1,5 @@
 """Logits, accuracy and error of networks, without derivatives."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Iterator
 
 import torch

@@ -4,8 +4,6 @@ Programs enter :func:`signals` to turn signals into :class:`Interrupted`. Inside
 signal waits until the code, after writing a checkpoint, calls :func:`check`.
 """
 
-from __future__ import annotations
-
 import re
 import signal
 import threading

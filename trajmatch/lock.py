@@ -1,7 +1,5 @@
 """File locks that keep two processes from writing the same file or folder."""
 
-from __future__ import annotations
-
 import contextlib
 import fcntl
 import os

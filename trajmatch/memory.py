@@ -1,7 +1,5 @@
 """Limits of memory, and a single-thread context."""
 
-from __future__ import annotations
-
 import contextlib
 import ctypes
 import os

@@ -4,8 +4,6 @@ One channel is shown as grey, two as red and green, and more as RGB from the fir
 single image keeps up to four channels (grey, grey and alpha, RGB, RGBA).
 """
 
-from __future__ import annotations
-
 import io
 import math
 from collections.abc import Sequence

@@ -1,7 +1,5 @@
 """The whole pipeline in one call and one folder: experts, distillation, evaluation and report."""
 
-from __future__ import annotations
-
 import shutil
 import time
 from collections.abc import Callable, Iterator

@@ -1,7 +1,5 @@
 """Interface through which long-running functions report progress."""
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from typing import Protocol

@@ -5,8 +5,6 @@ loop runs ``epochs + 1`` epochs. The step size drops once, after the epoch of in
 ``epochs // 2 + 1``, and the momentum of SGD starts from zero again.
 """
 
-from __future__ import annotations
-
 from dataclasses import asdict, dataclass
 from typing import Any, Literal
 

@@ -4,8 +4,6 @@ A stream depends only on seed and name, not on draws from other streams. So a re
 same numbers, and a new stream does not change old results.
 """
 
-from __future__ import annotations
-
 import hashlib
 
 import torch

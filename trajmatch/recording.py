@@ -1,7 +1,5 @@
 """CUDA graphs: record repeated kernel launches once, then replay them without Python."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Hashable, Sequence
 
 import torch

@@ -5,8 +5,6 @@ documented in ``trajmatch.ops``. Results are differentiable as often as PyTorch'
 ``unroll`` keeps the graph of all steps, so its memory grows with the number of steps.
 """
 
-from __future__ import annotations
-
 import math
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple

@@ -1,7 +1,5 @@
 """Names of the files in the folder of `trajmatch run` and `trajmatch demo`."""
 
-from __future__ import annotations
-
 from pathlib import Path
 
 

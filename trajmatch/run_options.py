@@ -1,7 +1,5 @@
 """Options that all runs have."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 
 from trajmatch.block import CudaBlocks

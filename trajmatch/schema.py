@@ -4,8 +4,6 @@ The type of a field includes the range, as in ``ipc: PositiveInt``. The check is
 from Python, the command line and TOML files.
 """
 
-from __future__ import annotations
-
 import numbers
 import os
 import re

@@ -4,8 +4,6 @@ The file next to the artifact is for viewing (`trajmatch show`, `trajmatch repor
 is undone, and a large set keeps only some images of each class.
 """
 
-from __future__ import annotations
-
 import io
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -37,12 +35,12 @@ class Snapshots:
     labels: Tensor  # class of each image; [n], int64
     identity: Mapping[str, Any]  # see trajmatch.distill.problem.Problem.identity
 
-    def until(self, iteration: int) -> Snapshots:
+    def until(self, iteration: int) -> "Snapshots":
         """Return the snapshots up to and including an iteration."""
         kept = sum(taken <= iteration for taken in self.iterations)
         return replace(self, iterations=self.iterations[:kept], images=self.images[:kept])
 
-    def with_images(self, iteration: int, images: Tensor) -> Snapshots:
+    def with_images(self, iteration: int, images: Tensor) -> "Snapshots":
         """Return a copy with one more snapshot: ``images``, pixel values ``[n, C, H, W]``."""
         # Clamp values that float16 would turn into infinity.
         largest = torch.finfo(DTYPE).max

@@ -1,7 +1,5 @@
 """Train a network on a small set of images by a protocol, and test the network."""
 
-from __future__ import annotations
-
 import itertools
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass

@@ -1,7 +1,5 @@
 """`trajmatch convert`: converts files of the papers' scripts to ours, and back."""
 
-from __future__ import annotations
-
 from trajmatch.exchange.config import ConvertConfig
 
 

@@ -1,7 +1,5 @@
 """`trajmatch demo`: `trajmatch run` with a recipe for the shipped data."""
 
-from __future__ import annotations
-
 
 def run(argv: list[str]) -> None:
     """Run the command with its arguments."""

@@ -1,7 +1,5 @@
 """Choice of the device of a command, before any file is read."""
 
-from __future__ import annotations
-
 import os
 import sys
 from dataclasses import replace

@@ -1,7 +1,5 @@
 """`trajmatch doctor`: reports on the installation or, with ``--network``, on a network."""
 
-from __future__ import annotations
-
 import sys
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass

@@ -1,7 +1,5 @@
 """`trajmatch eval`: evaluates a distilled set and compares it with real images."""
 
-from __future__ import annotations
-
 from typing import Any
 
 from trajmatch.cli.output import aligned, json_alone, print_json

@@ -1,7 +1,5 @@
 """`trajmatch expert`: trains experts and keeps their trajectories in a store."""
 
-from __future__ import annotations
-
 import sys
 from dataclasses import replace
 

@@ -1,7 +1,5 @@
 """Health of experts, printed after their training and before a distillation."""
 
-from __future__ import annotations
-
 import sys
 from collections.abc import Iterable
 

@@ -1,7 +1,5 @@
 """The program ``trajmatch``, which imports only the modules that the chosen command needs."""
 
-from __future__ import annotations
-
 import contextlib
 import errno
 import importlib

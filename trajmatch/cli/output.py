@@ -1,7 +1,5 @@
 """Output of commands: tables, and JSON that is alone on stdout."""
 
-from __future__ import annotations
-
 import atexit
 import contextlib
 import ctypes

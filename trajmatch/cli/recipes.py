@@ -1,7 +1,5 @@
 """`trajmatch recipes`: lists and explains the recipes."""
 
-from __future__ import annotations
-
 import shutil
 import sys
 from dataclasses import dataclass

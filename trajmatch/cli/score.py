@@ -1,7 +1,5 @@
 """`trajmatch score`: scores how hard each training image is for the experts of a store."""
 
-from __future__ import annotations
-
 from trajmatch.cli.output import json_alone, print_json
 from trajmatch.experts.config import ScoreConfig
 

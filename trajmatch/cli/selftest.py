@@ -4,8 +4,6 @@ Each case runs with :mod:`trajmatch.ops` and with :mod:`trajmatch.reference`, in
 correct implementations agree up to rounding.
 """
 
-from __future__ import annotations
-
 import time
 from collections.abc import Callable
 from functools import partial

@@ -1,7 +1,5 @@
 """`trajmatch zoo`: lists the distilled sets of the package, or explains one."""
 
-from __future__ import annotations
-
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass

@@ -1,7 +1,5 @@
 """Data set addresses ``scheme:path?options``, and the type of their readers."""
 
-from __future__ import annotations
-
 import os
 from collections.abc import Callable
 from pathlib import Path
@@ -18,7 +16,7 @@ class Address(NamedTuple):
     options: str = ""
 
     @classmethod
-    def parse(cls, uri: str) -> Address:
+    def parse(cls, uri: str) -> "Address":
         """Parse an address."""
         base, _, options = uri.partition("?")
         scheme, _, path = base.partition(":")

@@ -1,7 +1,5 @@
 """A labelled image data set with checks, channel statistics and a fingerprint."""
 
-from __future__ import annotations
-
 import dataclasses
 import hashlib
 import json
@@ -170,7 +168,7 @@ class Dataset:
         """Map between pixels and network inputs: ZCA if set, else channel normalisation."""
         return self.zca or ChannelNormalisation(self.mean, self.std)
 
-    def whitened(self, zca: ZCA | None) -> Dataset:
+    def whitened(self, zca: ZCA | None) -> "Dataset":
         """Return a copy that uses ``zca`` and shares the images; return the set itself for None.
 
         Raises:
@@ -184,7 +182,7 @@ class Dataset:
             )
         return self if zca is None else dataclasses.replace(self, zca=zca)
 
-    def preprocessed_as(self, spec: Mapping[str, Any], zca: ZCA | None) -> Dataset:
+    def preprocessed_as(self, spec: Mapping[str, Any], zca: ZCA | None) -> "Dataset":
         """Return the set with ``zca`` or, if that is None, with the mean and std in ``spec``."""
         if zca is not None or self.preprocessing.spec() == spec:
             return self.whitened(zca)
@@ -201,7 +199,7 @@ class Dataset:
             raise TypeError(f"normalise: expected images to be uint8, but got {images.dtype}")
         return self.preprocessing.to(images.device).apply(images)
 
-    def without_holdout(self, fraction: float, seed: int) -> tuple[Dataset, Tensor, Tensor]:
+    def without_holdout(self, fraction: float, seed: int) -> tuple["Dataset", Tensor, Tensor]:
         """Split off a random held-out set with the same fraction of every class.
 
         The fingerprint is computed again without the held-out images, and so are mean and std,
@@ -224,7 +222,7 @@ class Dataset:
         rest = self._part(train=kept)
         return rest, self.train_images[held_out], self.train_answers[held_out]
 
-    def of_classes(self, wanted: Sequence[str]) -> Dataset:
+    def of_classes(self, wanted: Sequence[str]) -> "Dataset":
         """Return the subset of the ``wanted`` classes, given by name or number.
 
         The first wanted class becomes class 0; an empty ``wanted`` keeps all classes. The
@@ -251,7 +249,7 @@ class Dataset:
 
     def _part(
         self, *, train: Tensor | None = None, test: Tensor | None = None, **changes: Any
-    ) -> Dataset:
+    ) -> "Dataset":
         """Return a subset without ZCA; recompute its statistics unless they are published."""
         for part, rows in (("train", train), ("test", test)):
             for kind in ("images", "labels", "targets"):

@@ -1,7 +1,5 @@
 """Decoding of image files with Pillow in a thread pool, with checks and resizing."""
 
-from __future__ import annotations
-
 import io
 import math
 import os

@@ -15,8 +15,6 @@ The constants, the choice of one group per batch and the rounding of pixel count
 MTT's code.
 """
 
-from __future__ import annotations
-
 import math
 from dataclasses import dataclass
 
@@ -119,7 +117,7 @@ class DSA:
         )
         return getattr(dsa_parameters, group)(*drawn)
 
-    def replay(self, seed: int) -> Replay:
+    def replay(self, seed: int) -> "Replay":
         """Return a function ``augment(images, step)`` with a fixed transformation per step.
 
         The transformation depends only on ``seed``, ``step`` and the shape of the batch.

@@ -1,7 +1,5 @@
 """Constants of known data sets, read from ``known_sets.toml``; its comments explain the fields."""
 
-from __future__ import annotations
-
 from importlib import resources
 
 import msgspec

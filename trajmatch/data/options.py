@@ -1,7 +1,5 @@
 """Options in the address of a data set, such as ``?classes=cat,dog&size=64``, as dataclasses."""
 
-from __future__ import annotations
-
 import difflib
 import unicodedata
 from collections.abc import Sequence

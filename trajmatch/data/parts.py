@@ -1,7 +1,5 @@
 """Training and test parts of a data set, found by their usual names or drawn at random."""
 
-from __future__ import annotations
-
 from collections.abc import Iterable, Sequence
 
 import torch

@@ -1,7 +1,5 @@
 """Maps between pixels and network inputs: their interface, and channel normalisation."""
 
-from __future__ import annotations
-
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -48,7 +46,7 @@ class Preprocessing(Protocol):
         """
         return images, self.to(images.device).apply
 
-    def same_as(self, other: Preprocessing) -> bool:
+    def same_as(self, other: "Preprocessing") -> bool:
         """Return True if the other map has the same spec and equal tensors."""
         mine, theirs = self.tensors(), other.tensors()
         return self.spec() == other.spec() and all(
@@ -83,7 +81,7 @@ class ChannelNormalisation(Preprocessing):
                 f"but got {len(self.mean)}"
             )
 
-    def to(self, device: str | torch.device) -> ChannelNormalisation:
+    def to(self, device: str | torch.device) -> "ChannelNormalisation":
         """Return a copy on a device."""
         return ChannelNormalisation(self.mean, self.std, device)
 

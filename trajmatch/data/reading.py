@@ -1,7 +1,5 @@
 """File access for data sets, with errors turned into messages for the user."""
 
-from __future__ import annotations
-
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager

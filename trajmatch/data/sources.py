@@ -1,7 +1,5 @@
 """Loading of data sets by address, and search for them by name."""
 
-from __future__ import annotations
-
 import contextlib
 import dataclasses
 import importlib

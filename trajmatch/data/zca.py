@@ -10,8 +10,6 @@ as in kornia's ``ZCAWhitening``; the papers use eps = 0.1. ``W`` is symmetric po
 :meth:`ZCA.invert` solves a linear system.
 """
 
-from __future__ import annotations
-
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -73,7 +71,7 @@ class ZCA(Preprocessing):
         solved = torch.cholesky_solve(columns, self._factor).T.reshape(images.shape)
         return solved.add_(self.mean).to(images.dtype)
 
-    def to(self, device: str | torch.device) -> ZCA:
+    def to(self, device: str | torch.device) -> "ZCA":
         """Return a copy on a device, or the same object if it is there already."""
         if self.mean.device == torch.device(device):
             return self

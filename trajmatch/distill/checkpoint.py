@@ -1,7 +1,5 @@
 """Checkpoint of an unfinished run: one file, from which it resumes as if never interrupted."""
 
-from __future__ import annotations
-
 from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any

@@ -1,7 +1,5 @@
 """Settings of a distillation and options of its run; importing them does not load PyTorch."""
 
-from __future__ import annotations
-
 import re
 from collections.abc import Collection
 from dataclasses import dataclass, fields

@@ -4,8 +4,6 @@ A small student's kernels take longer to launch than to run, and a graph launche
 The tasks share these launches if they can, because one small student does not fill the GPU.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any

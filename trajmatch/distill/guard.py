@@ -1,7 +1,5 @@
 """Guard of a run: refuses non-finite or exploding updates, and ends a run that cannot recover."""
 
-from __future__ import annotations
-
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass

@@ -1,7 +1,5 @@
 """Snapshots of the images during a run, for viewing."""
 
-from __future__ import annotations
-
 import torch
 from torch import Tensor
 

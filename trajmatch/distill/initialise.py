@@ -4,8 +4,6 @@ Synthetic images are normalised and ordered by class; real images are training i
 generators ``draw`` make all random choices.
 """
 
-from __future__ import annotations
-
 import math
 
 import torch

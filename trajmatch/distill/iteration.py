@@ -1,7 +1,5 @@
 """One outer iteration: draw tasks, differentiate, and update the parameters if that is sound."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any

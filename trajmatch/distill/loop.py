@@ -1,7 +1,5 @@
 """Outer loop of a distillation, from a new or interrupted run to the distilled set."""
 
-from __future__ import annotations
-
 import time
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext

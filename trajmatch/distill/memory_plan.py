@@ -5,8 +5,6 @@ memory and time; results change by rounding only. A short trial forecasts memory
 still runs out, the iteration is repeated with the next leaner plan and the same draws.
 """
 
-from __future__ import annotations
-
 import gc
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace

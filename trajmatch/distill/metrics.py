@@ -1,7 +1,5 @@
 """Metrics log of a run: one JSON object per line, optionally also sent to TensorBoard and wandb."""
 
-from __future__ import annotations
-
 import hashlib
 import json
 import math

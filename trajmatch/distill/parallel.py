@@ -6,8 +6,6 @@ the order of the matches, so on the CPU the result has the same bits as with a s
 ``--parallel batch``, ranks share every student step (:func:`trajmatch.ops.unroll`).
 """
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TypeVar

@@ -4,8 +4,6 @@ They are the images' parameters (:mod:`trajmatch.images`), ``labels`` and ``step
 student's learning rate eta). The objective may add constants: its memory and a gradient mask.
 """
 
-from __future__ import annotations
-
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
@@ -153,11 +151,11 @@ class OuterParameter:
     @classmethod
     def new(
         cls, value: Tensor, optimiser: Optimiser | None = None, free: Tensor | None = None
-    ) -> OuterParameter:
+    ) -> "OuterParameter":
         """Create a parameter with fresh optimiser state."""
         return cls(value, optimiser, optimiser.begin(value) if optimiser else {}, free)
 
-    def updated(self, gradient: Tensor | None) -> OuterParameter:
+    def updated(self, gradient: Tensor | None) -> "OuterParameter":
         """Return the parameter after one optimiser step."""
         if self.optimiser is None or gradient is None:
             return self

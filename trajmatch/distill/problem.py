@@ -1,7 +1,5 @@
 """Problem of a run: its setup and objective, checked before anything slow starts."""
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property

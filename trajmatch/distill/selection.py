@@ -1,7 +1,5 @@
 """Evaluation during a run, and selection of the iteration whose images become the result."""
 
-from __future__ import annotations
-
 from dataclasses import replace
 from typing import Any
 

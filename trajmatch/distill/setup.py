@@ -1,7 +1,5 @@
 """Data, experts and network of a run, opened and checked before anything slow starts."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass, replace
 from typing import Any
 

@@ -1,7 +1,5 @@
 """State of a run: everything that one outer iteration passes on to the next."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass, field
 from typing import Annotated, Any
 

@@ -1,7 +1,5 @@
 """Sets of real images to compare a distilled set with: random, chosen or all images."""
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from functools import cached_property

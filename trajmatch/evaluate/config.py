@@ -1,7 +1,5 @@
 """Settings of an evaluation and options of its run."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Annotated, Literal

@@ -1,7 +1,5 @@
 """Evaluation of a distilled set, compared with sets of real images."""
 
-from __future__ import annotations
-
 import re
 from collections.abc import Callable
 from contextlib import ExitStack

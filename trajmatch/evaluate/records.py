@@ -1,7 +1,5 @@
 """Folder of an evaluation, with a record of each trained network, for ``--resume``."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path

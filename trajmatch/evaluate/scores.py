@@ -6,8 +6,6 @@ arXiv:2505.13300). The two terms of a score have the weight 0.5 each, as on the 
 DD-Ranking.
 """
 
-from __future__ import annotations
-
 import math
 import statistics
 from collections import defaultdict
@@ -45,7 +43,7 @@ class Score:
     @classmethod
     def of_outcomes(
         cls, outcomes: Sequence[Outcome], protocol: dict[str, Any], answers: Tensor | None = None
-    ) -> Score:
+    ) -> "Score":
         """Return the score of the networks' last tests; ``answers`` are test labels or targets."""
         errors = answers is not None and answers.is_floating_point()
         maxima = tuple(each.max_accuracy for each in outcomes if each.max_accuracy is not None)

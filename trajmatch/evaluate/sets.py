@@ -1,7 +1,5 @@
 """Training sets of an evaluation, by their names in the result."""
 
-from __future__ import annotations
-
 from typing import Literal, NamedTuple
 
 

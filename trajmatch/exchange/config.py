@@ -1,7 +1,5 @@
 """Settings of conversions, exports, pushes and pulls: the flags of the commands."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal

@@ -1,7 +1,5 @@
 """Conversion of experts and distilled sets between the papers' format and this package's format."""
 
-from __future__ import annotations
-
 from trajmatch import files
 from trajmatch.data.reading import readable
 from trajmatch.errors import UserError

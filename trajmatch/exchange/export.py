@@ -1,7 +1,5 @@
 """Export of a distilled set as PNG files, NumPy arrays, tensors or a Hugging Face data set."""
 
-from __future__ import annotations
-
 import io
 import json
 from pathlib import Path

@@ -1,7 +1,5 @@
 """Push to and pull from the Hugging Face hub, through the optional package ``huggingface_hub``."""
 
-from __future__ import annotations
-
 import contextlib
 import errno
 import os

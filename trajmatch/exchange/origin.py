@@ -1,7 +1,5 @@
 """Facts that the papers' files lack: data set, network, preprocessing and augmentation."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 

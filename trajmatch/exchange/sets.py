@@ -4,8 +4,6 @@ Each file holds one tensor: the images as trained (normalised or whitened); the 
 class indices (MTT, FTD) or target logits (DATM); the learned step size (not saved by MTT's script).
 """
 
-from __future__ import annotations
-
 import math
 from pathlib import Path
 from typing import Any

@@ -1,7 +1,5 @@
 """Safe reading of untrusted ``.pt`` files (zip archives of a pickle and tensors), and writing."""
 
-from __future__ import annotations
-
 import zipfile
 from pathlib import Path
 from typing import Any

@@ -4,8 +4,6 @@ A file is a list of experts; an expert is a list of snapshots (epoch 0 is the in
 snapshot is the list of parameters, in the order of ``model.parameters()``, without buffers.
 """
 
-from __future__ import annotations
-
 import itertools
 import re
 from collections.abc import Mapping

@@ -3,8 +3,6 @@
 Each unfinished expert has a hidden file in the store, which is removed once the expert is written.
 """
 
-from __future__ import annotations
-
 import time
 from collections.abc import Sequence
 from typing import Any, Literal, NamedTuple

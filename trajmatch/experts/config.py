@@ -1,7 +1,5 @@
 """Settings of experts and options of their training."""
 
-from __future__ import annotations
-
 import re
 from collections.abc import Collection
 from dataclasses import dataclass
@@ -34,7 +32,7 @@ class Schedule(NamedTuple):
     drops: tuple[tuple[int, float], ...] = ()
 
     @classmethod
-    def parse(cls, curriculum: str | None, drop_easy: str | None) -> Schedule:
+    def parse(cls, curriculum: str | None, drop_easy: str | None) -> "Schedule":
         """Parse ``--curriculum`` and ``--drop-easy``; None means that no image is left out."""
         grows, drops = curriculum or "1,1", drop_easy.split(",") if drop_easy else []
         wanted = "a fraction above 0 and at most 1, and an epoch of at least 1, as in 0.75,20"

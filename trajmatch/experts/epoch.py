@@ -1,7 +1,5 @@
 """Epochs of a group of experts: order of the images, augmentation, learning rate, loss scale."""
 
-from __future__ import annotations
-
 import itertools
 from collections.abc import Iterator, Sequence
 from typing import Any
@@ -44,7 +42,7 @@ class Epoch(Batch):
     ``dsa [experts, n, 5]``, and ``lr`` and ``loss_scale``, both ``[experts, steps]``.
     """
 
-    def to(self, device: str | torch.device) -> Epoch:
+    def to(self, device: str | torch.device) -> "Epoch":
         """Move the whole epoch to a device at once: a transfer per batch would block the host."""
         return Epoch(*(each.to(device) for each in self))
 

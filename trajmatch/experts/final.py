@@ -1,7 +1,5 @@
 """Logits of fully trained experts, to select real images and to compute soft labels."""
 
-from __future__ import annotations
-
 import copy
 
 import torch

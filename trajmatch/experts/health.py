@@ -1,7 +1,5 @@
 """Warnings about experts that are not worth matching, judged by their recorded health."""
 
-from __future__ import annotations
-
 import math
 from statistics import fmean
 

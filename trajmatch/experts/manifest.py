@@ -1,7 +1,5 @@
 """Manifest of an expert store, ``store.json``, validated when it is read."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal, NotRequired, TypedDict

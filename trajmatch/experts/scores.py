@@ -4,8 +4,6 @@ A score file has one tensor, ``scores [n]``, float32, with a score for each trai
 whole data set, in its order. Higher is harder. The metadata name the data set and the experts.
 """
 
-from __future__ import annotations
-
 import hashlib
 from collections.abc import Callable
 from pathlib import Path

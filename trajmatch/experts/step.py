@@ -1,7 +1,5 @@
 """Training steps of experts: SGD or Adam, GSAM and gradient penalty, eager or as a CUDA graph."""
 
-from __future__ import annotations
-
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -133,7 +131,7 @@ class ExpertState:
     statistics: Tensor
 
     @classmethod
-    def begin(cls, model: nn.Module, optimiser: Sgd | Adam) -> ExpertState:
+    def begin(cls, model: nn.Module, optimiser: Sgd | Adam) -> "ExpertState":
         """Return the state before the first step, copied from an initialised model."""
         theta = networks.flat_parameters(model)
         buffers = networks.flat_buffers(model).to(theta.device)

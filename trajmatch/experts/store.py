@@ -12,8 +12,6 @@ Files are written atomically, so an interrupted run leaves no partial expert. Fi
 memory-mapped, and reading a snapshot touches only the rows that it needs.
 """
 
-from __future__ import annotations
-
 import json
 import zlib
 from collections.abc import Collection, Mapping
@@ -91,7 +89,7 @@ class Store:
     @classmethod
     def create(
         cls, path: files.PathLike, manifest: dict[str, Any], zca: ZCA | None = None
-    ) -> Store:
+    ) -> "Store":
         """Create an empty store; ``format`` and ``version`` are added to the manifest."""
         cls.check_new(path)
         store = cls(Path(path), manifest_file.complete(manifest))
@@ -120,7 +118,7 @@ class Store:
             )
 
     @classmethod
-    def open(cls, path: files.PathLike, *, complete: bool = True) -> Store:
+    def open(cls, path: files.PathLike, *, complete: bool = True) -> "Store":
         """Open a store and check the header of every expert's file.
 
         Raises UserError if there is no store, a file is damaged or belongs to another store or

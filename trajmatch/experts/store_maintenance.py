@@ -1,7 +1,5 @@
 """Maintenance of expert stores: verify, trim, merge, convexify."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from pathlib import Path

@@ -1,7 +1,5 @@
 """Training of the experts that a store lacks."""
 
-from __future__ import annotations
-
 import shutil
 from collections.abc import Callable, Mapping
 from contextlib import ExitStack

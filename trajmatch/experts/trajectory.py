@@ -1,7 +1,5 @@
 """Training of a group of experts in lockstep, with a snapshot after every kept epoch."""
 
-from __future__ import annotations
-
 import copy
 import math
 from collections.abc import Callable, Sequence

@@ -1,7 +1,5 @@
 """Convexified experts: straight lines between a few waypoints (MCT, CVPR 2025)."""
 
-from __future__ import annotations
-
 from bisect import bisect_left
 from collections.abc import Sequence
 from itertools import pairwise

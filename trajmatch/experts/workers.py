@@ -1,7 +1,5 @@
 """Training of given experts of a store, in this process or in child processes."""
 
-from __future__ import annotations
-
 import math
 import subprocess
 import warnings

@@ -3,8 +3,6 @@
 :data:`PARAMETRISATIONS` lists the built-in ones; ``package.module:NAME`` is a class of the user.
 """
 
-from __future__ import annotations
-
 from trajmatch.images.frequency import Frequency
 from trajmatch.images.implicit import Implicit
 from trajmatch.images.palette import Palette

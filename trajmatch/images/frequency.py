@@ -1,7 +1,5 @@
 """Images made from a few DCT coefficients (FreD, NeurIPS 2023)."""
 
-from __future__ import annotations
-
 import math
 from dataclasses import dataclass
 

@@ -1,7 +1,5 @@
 """One SIREN per image (DDiF, ICLR 2025): colour as a function of the pixel position."""
 
-from __future__ import annotations
-
 import math
 from dataclasses import dataclass
 from itertools import pairwise

@@ -1,7 +1,5 @@
 """Images of few colours (after AutoPalette, NeurIPS 2024): a palette and indices into it."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 from typing import Annotated
 

@@ -1,7 +1,5 @@
 """Interface of the parametrisations of the synthetic images."""
 
-from __future__ import annotations
-
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial

@@ -1,7 +1,5 @@
 """Parametrisations that store pixels: plain (MTT), mirrored or upsampled."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 from typing import Literal
 

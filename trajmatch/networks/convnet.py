@@ -1,7 +1,5 @@
 """ConvNet of the trajectory-matching papers, in all variants of their architecture searches."""
 
-from __future__ import annotations
-
 import math
 
 from torch import nn

@@ -4,8 +4,6 @@ The adjoint differentiates a gradient, so backward passes need derivatives. A ba
 a derivative raises an error in the adjoint, or silently drops a term.
 """
 
-from __future__ import annotations
-
 import copy
 import functools
 import warnings

@@ -1,7 +1,5 @@
 """Description of a network for the engine, as a list of integers."""
 
-from __future__ import annotations
-
 import struct
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -166,7 +164,7 @@ def _needs(condition: bool) -> None:
         raise _NotForTheEngine
 
 
-def _chain(*names: str) -> _Forward:
+def _chain(*names: str) -> "_Forward":
     """Return a function that adds a module's children to the graph, in the order of ``names``.
 
     An empty name stands for flattening the activations.
@@ -223,7 +221,7 @@ def _weighted(
     return graph.add(_CONVOLUTION, value, channels, *numbers, biased, shape=shape)
 
 
-def _norm(graph: _Graph, layer: _Norm, value: int) -> int:
+def _norm(graph: _Graph, layer: "_Norm", value: int) -> int:
     shape, over_batch = graph.shapes[value], isinstance(layer, nn.BatchNorm2d)
     _needs(value > 0 and not graph.flat and (layer.weight is None) == (layer.bias is None))
     if isinstance(layer, nn.LayerNorm):

@@ -1,7 +1,5 @@
 """Networks from torchvision and from user functions."""
 
-from __future__ import annotations
-
 from typing import Any
 
 import torch

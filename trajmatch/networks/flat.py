@@ -4,8 +4,6 @@ Parameters ``[P]`` have the order of ``module.parameters()``. Persistent buffers
 batch norm's running statistics, have the order of ``module.named_buffers()``.
 """
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 
 import torch

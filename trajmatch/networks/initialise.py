@@ -1,7 +1,5 @@
 """PyTorch's default initialisation, with an explicit random generator."""
 
-from __future__ import annotations
-
 import copy
 import math
 

@@ -1,7 +1,5 @@
 """Base class of the networks, and their shared layers and size formulas."""
 
-from __future__ import annotations
-
 from typing import Any
 
 from torch import Tensor, nn

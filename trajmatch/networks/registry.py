@@ -1,7 +1,5 @@
 """Networks from the names that users write, and from the specs that files record."""
 
-from __future__ import annotations
-
 import importlib.util
 from typing import Any
 

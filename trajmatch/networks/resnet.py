@@ -1,7 +1,5 @@
 """ResNet18 for small images, and its variant with average pooling instead of strides."""
 
-from __future__ import annotations
-
 from torch import Tensor, nn
 
 from trajmatch.networks.layers import ImageClassifier, convolved, first_stride, growth, norm_layers

@@ -1,7 +1,5 @@
 """AlexNet, VGG11, LeNet and MLP, in the papers' variants for small images."""
 
-from __future__ import annotations
-
 from torch import Tensor, nn
 
 from trajmatch.networks import layers

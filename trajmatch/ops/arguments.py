@@ -1,7 +1,5 @@
 """Argument checks of the student operators; C++ repeats the checks with the same messages."""
 
-from __future__ import annotations
-
 import inspect
 import operator
 from collections.abc import Callable, Iterable, Sequence

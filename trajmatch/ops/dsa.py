@@ -1,7 +1,5 @@
 """DSA augmentation with explicit parameters; each of its passes is one operator."""
 
-from __future__ import annotations
-
 from typing import Any
 
 import torch

@@ -12,8 +12,6 @@ Unused numbers are 0. Each function takes vectors ``[B]`` of any dtype, with one
 and returns rows ``[B, 5]``. Rows of different kinds can be combined in any order.
 """
 
-from __future__ import annotations
-
 import torch
 from torch import Tensor
 

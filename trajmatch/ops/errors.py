@@ -1,7 +1,5 @@
 """Clear messages for errors that PyTorch raises inside an operator."""
 
-from __future__ import annotations
-
 import functools
 import re
 from collections.abc import Callable, Iterator

@@ -1,7 +1,5 @@
 """Python loop over the steps of an unroll, and its adjoint, for any student."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 

@@ -1,7 +1,5 @@
 """Norm, activation and pooling as one operator that is differentiable twice."""
 
-from __future__ import annotations
-
 from typing import Any
 
 import torch

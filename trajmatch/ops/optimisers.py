@@ -1,7 +1,5 @@
 """Optimisers of the student, with the names, defaults and formulas of ``torch.optim``."""
 
-from __future__ import annotations
-
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass

@@ -4,8 +4,6 @@ It is the squared distance from the student to the expert, divided by the square
 expert moved.
 """
 
-from __future__ import annotations
-
 from typing import Any
 
 import torch

@@ -4,8 +4,6 @@ This is exact if the network processes each image independently of the others: t
 is then a weighted mean of the losses of its parts.
 """
 
-from __future__ import annotations
-
 from collections.abc import Iterator, Sequence
 from typing import Any, Protocol
 

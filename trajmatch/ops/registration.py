@@ -1,7 +1,5 @@
 """Registration of fake and autograd implementations for the operators that C++ declares."""
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from itertools import zip_longest
 from types import SimpleNamespace

@@ -4,8 +4,6 @@ The state is the model's mode and buffers, the autocast settings and the random 
 anything else changes a recomputed step, the fingerprint of the step reveals it.
 """
 
-from __future__ import annotations
-
 import math
 import pickle
 import random

@@ -1,7 +1,5 @@
 """One SGD step with momentum on flat parameters, and its adjoint."""
 
-from __future__ import annotations
-
 from numbers import Real
 from typing import Any
 

@@ -1,7 +1,5 @@
 """Cross-entropy with class indices or logits as labels."""
 
-from __future__ import annotations
-
 from typing import Any
 
 import torch

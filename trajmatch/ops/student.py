@@ -1,7 +1,5 @@
 """Gradient of a student's loss with respect to flat parameters, and its directional derivative."""
 
-from __future__ import annotations
-
 from typing import Any, NamedTuple, Protocol
 
 import torch

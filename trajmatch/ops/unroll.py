@@ -1,7 +1,5 @@
 """Unrolled student steps, differentiated exactly in the memory of one step."""
 
-from __future__ import annotations
-
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any

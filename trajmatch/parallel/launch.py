@@ -1,7 +1,5 @@
 """Connection of the processes that torchrun has started."""
 
-from __future__ import annotations
-
 import os
 import time
 import warnings

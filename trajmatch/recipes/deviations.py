@@ -1,7 +1,5 @@
 """Comparison of the settings of a result with its recipe."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 

@@ -1,7 +1,5 @@
 """Recipes: their type, and reading and checking of their files."""
 
-from __future__ import annotations
-
 import tomllib
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, field, fields, replace

@@ -1,7 +1,5 @@
 """SVG charts, drawn by matplotlib without its global state."""
 
-from __future__ import annotations
-
 import io
 import math
 from collections.abc import Callable, Mapping, Sequence

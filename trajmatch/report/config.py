@@ -1,7 +1,5 @@
 """Settings of a report: the flags of ``trajmatch report``."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 from pathlib import Path
 

@@ -1,7 +1,5 @@
 """Reader for the log of a run, one JSON object per line."""
 
-from __future__ import annotations
-
 from pathlib import Path
 from typing import Annotated, Any, Literal, NamedTuple
 

@@ -1,7 +1,5 @@
 """Tables of images for the report, limited in size."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 
 import torch

@@ -1,7 +1,5 @@
 """Verdict on the loss of a run, in words."""
 
-from __future__ import annotations
-
 import math
 from collections.abc import Mapping, Sequence
 from statistics import fmean

@@ -1,7 +1,5 @@
 """Fill the template ``page.html`` with the values of a run."""
 
-from __future__ import annotations
-
 import json
 import re
 from pathlib import Path

@@ -1,7 +1,5 @@
 """Tables and pictures for the page template."""
 
-from __future__ import annotations
-
 import base64
 from collections.abc import Sequence
 from typing import NamedTuple

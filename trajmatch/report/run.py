@@ -1,7 +1,5 @@
 """Read all files of a run and check that they belong together."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 from pathlib import Path
 from typing import NamedTuple

@@ -1,7 +1,5 @@
 """Accuracies from `trajmatch run` and `trajmatch eval --json`."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated

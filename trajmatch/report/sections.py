@@ -1,7 +1,5 @@
 """Numbers, tables and charts of a report."""
 
-from __future__ import annotations
-
 import json
 import statistics
 from collections import Counter

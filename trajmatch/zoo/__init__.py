@@ -6,8 +6,6 @@ CIFAR-10). At the first use, the matrix is computed from the user's copy of the 
 compared with a sketch of the original. Then the complete file is kept in a cache.
 """
 
-from __future__ import annotations
-
 import hashlib
 import os
 from dataclasses import replace

@@ -1,7 +1,5 @@
 """Data sets from arrays: an ``.npz`` file or a user's function."""
 
-from __future__ import annotations
-
 import re
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
@@ -129,7 +127,7 @@ class _Part(NamedTuple):
     labels: Tensor
     targets: Tensor | None
 
-    def of(self, rows: Tensor) -> _Part:
+    def of(self, rows: Tensor) -> "_Part":
         return _Part(*(None if each is None else each[rows] for each in self))  # type: ignore[arg-type]
 
 

@@ -1,7 +1,5 @@
 """Hugging Face data sets, through the optional package ``datasets``."""
 
-from __future__ import annotations
-
 import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass

@@ -1,7 +1,5 @@
 """Data sets from image files in one folder per class."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path

@@ -4,8 +4,6 @@ Each split is one greyscale PNG sheet with 200 images per row, sorted by class, 
 an image gives its label. ``fashion_mnist_mini/LICENSE`` has the terms of the original.
 """
 
-from __future__ import annotations
-
 import hashlib
 import io
 from functools import cache

@@ -1,7 +1,5 @@
 """Data sets read and downloaded by torchvision: known sets by name, others by class."""
 
-from __future__ import annotations
-
 import fcntl
 import inspect
 import operator

@@ -1,7 +1,5 @@
 """ImageNet subsets and Tiny ImageNet: JPEG files in folders named after WordNet ids."""
 
-from __future__ import annotations
-
 import re
 from collections import Counter
 from collections.abc import Mapping, Sequence

@@ -3,8 +3,6 @@
 ``distill/problem.py`` lists the built-in ones; ``package.module:NAME`` is an objective of the user.
 """
 
-from __future__ import annotations
-
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
@@ -138,11 +136,11 @@ class Objective(ABC):
         """Return the largest number of parameter vectors that ``steps`` steps keep in memory."""
         return steps
 
-    def trial(self, images: int, steps: int) -> tuple[Objective, Any]:
+    def trial(self, images: int, steps: int) -> tuple["Objective", Any]:
         """Return an objective and a task of ``steps`` student steps, to measure memory and time."""
         return self, self.task(self.draws().draw(0, 0, images))
 
-    def shared(self, shards: ops.Shards) -> Objective:
+    def shared(self, shards: ops.Shards) -> "Objective":
         """Return a copy that divides student batches among processes (``--parallel batch``)."""
         raise UserError("--parallel batch is for objectives that train students; leave it out")
 

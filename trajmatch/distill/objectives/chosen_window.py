@@ -8,8 +8,6 @@ where ``e_t = c_t / max c`` and ``c_t = abs(|g_t| - |g_{t-1}|)``. The loss is th
 ``K1`` student steps (``--steps-before K0:K1``). The paper leaves ``e_t`` and this loss open.
 """
 
-from __future__ import annotations
-
 from dataclasses import dataclass, replace
 
 import torch

@@ -1,7 +1,5 @@
 """Mask for the gradient of the images, from an expert's class activation maps (EDF)."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 from typing import Any
 
@@ -32,7 +30,7 @@ class GradientMask:
     threshold: float | None = None
 
     @classmethod
-    def of(cls, setup: Setup) -> GradientMask | None:
+    def of(cls, setup: Setup) -> "GradientMask | None":
         """Return the mask of a run; None without ``--mask-gradient``."""
         config, device = setup.config, setup.device
         if config.mask_gradient is None:

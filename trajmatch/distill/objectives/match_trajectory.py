@@ -4,8 +4,6 @@ A student trains for ``N`` steps from an expert's parameters. The loss is the di
 expert's parameters ``M`` epochs later (MTT, Cazenavette et al., CVPR 2022), or a sum of terms.
 """
 
-from __future__ import annotations
-
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
@@ -105,7 +103,7 @@ class MatchTrajectory(OfStudents):
     records = True
 
     @classmethod
-    def of(cls, setup: Setup) -> MatchTrajectory:
+    def of(cls, setup: Setup) -> "MatchTrajectory":
         """Return the objective of a run; UserError if a term fails or the store lacks epochs."""
         config, store = setup.config, setup.store
         window, loss = segments_of(config, store.manifest["snapshots"])
@@ -228,7 +226,7 @@ class MatchTrajectory(OfStudents):
         # The three are the parameters, their gradient, and a copy of one of the two.
         return steps + 3 * len(self.loss.student_steps(steps))
 
-    def trial(self, images: int, steps: int) -> tuple[MatchTrajectory, Match]:
+    def trial(self, images: int, steps: int) -> tuple["MatchTrajectory", Match]:
         """Return a match of ``steps`` student steps to measure."""
         # The run's terms may need more steps than the trial has, so compare only the end.
         objective = replace(self, loss=MatchingLoss(epochs=self.loss.epochs), shards=None)

@@ -1,7 +1,5 @@
 """The matching loss: a sum of terms that compare a student with an expert."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, replace
 from functools import partial

@@ -1,7 +1,5 @@
 """Start of a student: start epoch, loss factor for that epoch, and perturbed parameters."""
 
-from __future__ import annotations
-
 import math
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass

@@ -5,8 +5,6 @@ through the last ``W`` steps (the window); earlier steps are treated as constant
 al., "Embarrassingly Simple Dataset Distillation", ICLR 2024).
 """
 
-from __future__ import annotations
-
 import copy
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -87,7 +85,7 @@ class TrainAndTest(OfStudents):
     optimiser, clip = "adam", 2.0
 
     @classmethod
-    def of(cls, setup: Setup) -> TrainAndTest:
+    def of(cls, setup: Setup) -> "TrainAndTest":
         """Return the objective of a run."""
         training, device = setup.training, setup.device
         images = training.train_images.to(device)
@@ -168,7 +166,7 @@ class TrainAndTest(OfStudents):
         """Mean number of steps before a window."""
         return sum(self.setup.config.before) // 2
 
-    def trial(self, images: int, steps: int) -> tuple[TrainAndTest, Student]:
+    def trial(self, images: int, steps: int) -> tuple["TrainAndTest", Student]:
         """Return a student with a window of ``steps`` steps, and proportionally many before it."""
         before = steps * self.steps_before // self.setup.config.window
         draw = self.draws().draw(0, 0, images)

@@ -1,7 +1,5 @@
 """Terms of the matching loss, which is their sum; :data:`TERMS` lists the built-in ones."""
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from functools import partial
 

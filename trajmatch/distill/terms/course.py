@@ -1,7 +1,5 @@
 """Interface of terms, and the data of a match that they compare."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Protocol, runtime_checkable
