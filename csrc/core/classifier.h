@@ -4,10 +4,11 @@
 //   z  = W f + b,   z' = W f' + W' f + b'
 //   df = W^T g,    df' = W^T g' + W'^T g
 //   dW = g f^T,    dW' = g' f^T + g f'^T,   db = sum of g over the batch
-// Features are [B, pixels, C], the channels-last output of the last block. W is [K, C, pixels] and
-// b is [K], as in the flat parameters. On CUDA, several trajectories (students trained side by
-// side) may share a call: each has its own batch, and its own parameters, parameter_stride from the
-// next. ops/layer_student.h uses this file; the CPU engine for ConvNets has its own classifier.
+// Features are [B, pixels, C], the channels-last output of the last block. W is [classes, C,
+// pixels] and b is [classes], as in the flat parameters. On CUDA, several trajectories (students
+// trained side by side) may share a call: each has its own batch, and its own parameters,
+// parameter_stride from the next. ops/layer_student.h uses this file; the CPU engine for ConvNets
+// has its own classifier.
 #pragma once
 
 #include <cstdint>
@@ -26,8 +27,8 @@ struct ClassifierShape {
 
 template <class T>
 struct ClassifierTerm {
-  const T* batch_side;   // f [B, pixels, C], or g [B, K]
-  const T* weight_side;  // W [K, C, pixels]; in weight gradients f [B, pixels, C]
+  const T* batch_side;   // f [B, pixels, C], or g [B, classes]
+  const T* weight_side;  // W [classes, C, pixels]; in weight gradients f [B, pixels, C]
 };
 
 // Computes z. Each term is a product of features and weights.
@@ -36,8 +37,8 @@ struct ClassifierForward {
   ClassifierShape shape;
   int terms;  // 1 or 2
   ClassifierTerm<T> term[2];
-  const T* bias;  // [K], or null (0)
-  T* logits;      // [B, K]
+  const T* bias;  // [classes], or null (0)
+  T* logits;      // [B, classes]
 };
 
 // Computes df. Each term is a product of logit gradients and weights.
@@ -56,8 +57,8 @@ struct ClassifierWeightGradient {
   ClassifierShape shape;
   int terms;
   ClassifierTerm<T> term[2];
-  T* grad_weight;  // [K, C, pixels]
-  T* grad_bias;    // [K]
+  T* grad_weight;  // [classes, C, pixels]
+  T* grad_bias;    // [classes]
 };
 
 // The gradients of a call: one df, or two (df and df'), and dW. On CUDA they share a launch.

@@ -78,9 +78,8 @@ struct NormActPoolShape {
     return count == 1 ? 0 : trajectories * (over_batch ? 1 : batch) * count * 4 * channels;
   }
   int64_t images() const { return trajectories * batch; }
-  // CUDA: how the shares `partial` of all images, [K, B, 2, A], add up to the gradient of the
-  // weight
-  // (`which` 0) or of the bias (1).
+  // CUDA: how the shares `partial` of all images, [K, B, 2, A], add up to the gradient `to` of the
+  // weight (`which` 0) or of the bias (1).
   template <class T>
   ShareSum<T> affine_sum(const T* partial, int64_t which, T* to) const {
     const int64_t size = affine_size(), images_each = over_batch ? 1 : batch;

@@ -32,12 +32,17 @@ __device__ __forceinline__ T no_value() {
   return std::is_integral<T>::value ? T(-1) : T(nan(""));
 }
 
+// Entries are fewer than blocks, so 32 bits are enough.
+__device__ __forceinline__ int64_t trajectory_of(int64_t entry, int64_t count) {
+  return static_cast<unsigned>(entry) / static_cast<unsigned>(count);
+}
+
 template <class T>
 __global__ void __launch_bounds__(kThreads) gather_rows_kernel(GatherRows<T> p, unsigned tiles) {
   const int64_t entry = blockIdx.x / tiles;
   const int64_t column = static_cast<int64_t>(blockIdx.x % tiles) * kThreads + threadIdx.x;
   if (column >= p.row_size) return;
-  const int64_t row = p.index[entry], rows_before = entry / p.count * p.num_rows;
+  const int64_t row = p.index[entry], rows_before = trajectory_of(entry, p.count) * p.num_rows;
   p.out[entry * p.row_size + column] = row >= 0 && row < p.num_rows
                                            ? p.rows[(rows_before + row) * p.row_size + column]
                                            : no_value<T>();
@@ -50,7 +55,7 @@ __global__ void __launch_bounds__(kThreads)
   const int64_t column = static_cast<int64_t>(blockIdx.x % tiles) * kThreads + threadIdx.x;
   const int64_t row = p.index[entry];
   if (row < 0 || row >= p.num_rows) return;
-  const int64_t lane = threadIdx.x % kWarpSize, trajectory = entry / p.count;
+  const int64_t lane = threadIdx.x % kWarpSize, trajectory = trajectory_of(entry, p.count);
   const T scale = p.scale[trajectory];
   T* const to = p.rows + (trajectory * p.num_rows + row) * p.row_size + column;
   T sum = T(0);

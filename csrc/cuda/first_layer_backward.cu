@@ -2,8 +2,8 @@
 // parameters and, if wanted, images from the gradient of out (formulas: core/first_layer.h).
 //
 // Block tile and thread mapping: cuda/first_layer_tile.cuh. Each block writes partial sums of the
-// results that it shares with other blocks, and a second launch adds them. Sums within a block are
-// float32 in a fixed order. Sums over blocks are float64. Deterministic. No argument may alias
+// results that it shares with other blocks, and cuda/sum_shares.cu adds them. Sums within a block
+// are float32 in a fixed order. Sums over blocks are float64. Deterministic. No argument may alias
 // another.
 
 #include "cuda/first_layer_backward.cuh"

@@ -5,8 +5,8 @@
 // all output channels, from the images of its split. A warp computes 32 x 32 channels. With fewer
 // than 128 channels the spare warps divide the pixels into parts. Strips of whole rows pass through
 // shared memory: dy as it is, x shifted by ky - 1 rows and with border columns
-// (cuda/weight_gradient_strips.cuh). Each split and part writes its partial sums to a workspace,
-// and a second launch adds them in a fixed order. Deterministic. No argument may alias another.
+// (cuda/weight_gradient_strips.cuh). Each split and part writes its partial sums, which
+// cuda/sum_shares.cu adds in a fixed order. Deterministic. No argument may alias another.
 //
 // Operations and bytes at S = 16, C = 128 and one pair: 75.5 MFLOP per image. Every block reads
 // half of x and all of dy from L2, 0.2 MB per image, or 0.1 MB in half precision. The partial sums

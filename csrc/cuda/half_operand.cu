@@ -52,8 +52,8 @@ __global__ void __launch_bounds__(kMeasureThreads) measure_magnitudes_kernel(Mea
 }
 
 __global__ void __launch_bounds__(kElementwiseThreads) round_to_half_kernel(RoundToHalf p) {
-  // Select by comparison. A run-time index would make the compiler copy these kernel parameters to
-  // local memory.
+  // Select by comparison: with a run-time index, the compiler copies the parameters of this kernel
+  // to local memory.
   const bool second = blockIdx.y == 1;
   const float* const x = (second ? p.each[1].x : p.each[0].x) + blockIdx.z * p.size;
   float* const halves = (second ? p.each[1].halves : p.each[0].halves) + blockIdx.z * p.size / 2;

@@ -27,14 +27,13 @@ auto DeepBlock::kinds_of(const Network& network) -> Kinds {
   return {network.precise ? ProductKind::kTf32x3 : kind, kind};
 }
 
-bool DeepBlock::takes(const Network& network, size_t index, int64_t trajectories) {
+bool DeepBlock::takes(const Network& network, size_t index) {
   if (network.fused == FusedKernels::kNone || network.fused == FusedKernels::kFirst) return false;
   const Block& block = network.blocks[index];
-  // An H200 runs an outer iteration faster with these blocks at width 32 (benchmarks/results). The
-  // library is faster at width 128, but takes one trajectory at a time.
+  // An H200 ran an outer iteration faster with these blocks at width 32, and slower at width 128
+  // (docs/performance.md).
   constexpr int64_t kMostChannels = 64;
-  if (network.fused == FusedKernels::kAuto && trajectories == 1 &&
-      block.convolution.channels > kMostChannels) {
+  if (network.fused == FusedKernels::kAuto && block.convolution.channels > kMostChannels) {
     return false;
   }
   const Kinds kinds = kinds_of(network);
@@ -53,8 +52,10 @@ void DeepBlock::begin() {
   if (runs_forward) weight_.forward = packed("fused_packed", weight_.all, false, kinds_.forward);
   weight_.turned = packed("fused_turned", weight_.all, true, kinds_.other);
   if (call_.is_jvp) {
-    // W is packed again because the forward pass may use another ProductKind.
-    weight_.tangent = packed("fused_packed_again", weight_.all, false, kinds_.other);
+    // The forward pass may use another ProductKind.
+    weight_.tangent = runs_forward && kinds_.forward == kinds_.other
+                          ? weight_.forward
+                          : packed("fused_packed_again", weight_.all, false, kinds_.other);
     weight_tangent_.all = weight("fused_weight_tangent", *call_.theta_tangent);
     weight_tangent_.tangent =
         packed("fused_packed_tangent", weight_tangent_.all, false, kinds_.other);
@@ -125,7 +126,7 @@ void DeepBlock::backward() {
         device);
     scale({grad});
     weight_gradient({{input_, grad}});
-    call_.add_grad(in_, input_gradient("fused_grad_input", {along_weight}));
+    call_.add_grad(in_, input_gradient(call_.grad_place(in_), {along_weight}));
     return;
   }
   const Tensor grad_y_tangent = call_.place("grad_tangent", out_ - 1);
@@ -143,11 +144,11 @@ void DeepBlock::backward() {
   // dW' = x * dy' + x' * dy
   weight_gradient({{input_, grad_tangent}, {input_tangent_, grad}});
   if (call_.wants_grad(in_)) {
-    call_.add_grad(in_, input_gradient("fused_grad_input", {along_weight}));
+    call_.add_grad(in_, input_gradient(call_.grad_place(in_), {along_weight}));
   }
   // dx' = W^T * dy' + W'^T * dy
   call_.add_grad_tangent(
-      in_, input_gradient("fused_grad_input_tangent",
+      in_, input_gradient(call_.grad_tangent_place(in_),
                           {{grad_tangent, weight_.turned, weight_.all.magnitudes},
                            {grad, weight_tangent_.turned, weight_tangent_.all.magnitudes}}));
 }
@@ -244,10 +245,9 @@ void DeepBlock::weight_gradient(const Pairs& activations_and_grads) const {
   call_.sum_later(params.sum(gradient_places().weight, call_.network.num_parameters));
 }
 
-Tensor DeepBlock::input_gradient(const char* name, const std::vector<Term>& terms) const {
-  const Tensor result = call_.place(name, in_);
-  TM_LAUNCH_FUSED(launch_fused_convolution, convolution(kinds_.other, terms, result));
-  return result;
+Tensor DeepBlock::input_gradient(const Tensor& place, const std::vector<Term>& terms) const {
+  TM_LAUNCH_FUSED(launch_fused_convolution, convolution(kinds_.other, terms, place));
+  return place;
 }
 
 }  // namespace trajmatch

@@ -19,7 +19,7 @@ class DeepBlock : public FusedBlock {
 
   // For a float32 network: true if the network asks for these kernels, the kernels support the
   // block, and the current device has enough shared memory.
-  static bool takes(const Network& network, size_t index, int64_t trajectories);
+  static bool takes(const Network& network, size_t index);
 
   void begin() override;
   void forward() override;
@@ -59,8 +59,7 @@ class DeepBlock : public FusedBlock {
   FusedNorm norm() const;
   Tensor magnitudes(const char* name) const;
   Operand activation(const char* name, const Tensor& values) const;
-  // A weight whose magnitudes are measured, and a copy of it that is packed, before the first layer
-  // runs.
+  // Ask for the magnitudes of a weight, and for a packed copy of it, before the first layer runs.
   Operand weight(const char* name, const Tensor& parameters) const;
   Tensor packed(const char* name, const Operand& weight, bool turned, ProductKind kind) const;
   // For half precision: measures the magnitudes of one or two activations and fills their halves.
@@ -68,8 +67,8 @@ class DeepBlock : public FusedBlock {
   FusedConvolution convolution(ProductKind kind, const std::vector<Term>& terms,
                                const Tensor& y) const;
   void weight_gradient(const Pairs& activations_and_grads) const;
-  // The gradient in the input: the sum of products of a gradient in y and a turned weight.
-  Tensor input_gradient(const char* name, const std::vector<Term>& terms) const;
+  // Writes the gradient in the input: the sum of products of a gradient in y and a turned weight.
+  Tensor input_gradient(const Tensor& place, const std::vector<Term>& terms) const;
 
   const Kinds kinds_;
   Operand input_, input_tangent_;

@@ -87,6 +87,10 @@ void LayerCall::begin(const Tensor& images, const std::optional<VectorPart>& tap
   has_tape = tape.has_value();
   is_jvp = jvp;
   for (Value& value : values) value = Value();
+  measured.clear();
+  packed.clear();
+  sums_float.clear();
+  sums_double.clear();
   values[0].data = images;
   int64_t at = tape ? tape->begin : 0;
   // Takes the next tensor from the tape. On a new tape it also clears the padding after the tensor,
@@ -132,16 +136,16 @@ void launch_all(std::vector<Each>& collected, Params params, const Launch& launc
 }  // namespace
 
 void LayerCall::pack_weights() {
-  const Stream stream = Device(like).stream();
+  const Device device(like);
   launch_all(measured, MeasureMagnitudes{{}, 0, trajectories},
-             [&](const auto& params) { cuda::launch_measure_magnitudes(params, stream); });
+             [&](const auto& params) { cuda::launch_measure_magnitudes(params, device.stream()); });
   launch_all(packed, PackConvolutions{},
-             [&](const auto& params) { cuda::launch_pack_convolutions(params, stream); });
+             [&](const auto& params) { cuda::launch_pack_convolutions(params, device.stream()); });
 }
 
 void LayerCall::add_shares() {
-  const Stream stream = Device(like).stream();
-  const auto launch = [&](const auto& params) { cuda::launch_sum_shares(params, stream); };
+  const Device device(like);
+  const auto launch = [&](const auto& params) { cuda::launch_sum_shares(params, device.stream()); };
   launch_all(sums_float, ShareSums<float>{{}, 0, trajectories}, launch);
   launch_all(sums_double, ShareSums<double>{{}, 0, trajectories}, launch);
 }

@@ -65,8 +65,8 @@ struct LayerCall {
   void pack_first(const PackConvolution& weights) { packed.push_back(weights); }
   void pack_weights();
 
-  // On CUDA: adds up shares of a gradient later, in one launch with those of all layers. They must
-  // stay where they are, so their memory in the workspace has the index of their layer.
+  // On CUDA: adds up shares of a gradient later, in one launch with those of all layers. Until then
+  // the sum is not there, and the shares must stay: no other layer may use their memory.
   void sum_later(const ShareSum<float>& sum) { sums_float.push_back(sum); }
   void sum_later(const ShareSum<double>& sum) { sums_double.push_back(sum); }
   // Zeros in a part of every trajectory's gradient: a sum of no shares on CUDA.

@@ -22,7 +22,7 @@ LayerStudent<T>::LayerStudent(const Network& network, const Tensor& like, int64_
     if (i == 0 && FirstBlock::takes(network_)) {
       fused_.push_back(std::make_unique<FirstBlock>(call_));
       any = true;
-    } else if (i > 0 && DeepBlock::takes(network_, i, trajectories)) {
+    } else if (i > 0 && DeepBlock::takes(network_, i)) {
       fused_.push_back(std::make_unique<DeepBlock>(call_, i));
       any = true;
     } else {
@@ -187,11 +187,9 @@ T* LayerStudent<T>::rows_sum(const Tensor& rows, const Tensor& sums) {
 // Writes the sum of all logits, or of their tangents, of each trajectory.
 template <class T>
 void LayerStudent<T>::write_sums(const Tensor& logits, const Tensor& sums) const {
-  const int64_t size = logits.numel() / call_.trajectories;
-  for (int64_t k = 0; k < call_.trajectories; ++k) {
-    Tensor sum = view(sums, k, {}, {});
-    copy(sum, sum_all(vector_view(logits, k * size, size)));
-  }
+  const int64_t trajectories = call_.trajectories, size = logits.numel() / trajectories;
+  Tensor to = vector_view(sums, 0, trajectories);
+  copy(to, sum_over_rows(view(logits, 0, {size, trajectories}, {1, size})));
 }
 
 template <class T>

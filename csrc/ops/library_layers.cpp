@@ -307,15 +307,16 @@ class NormActPool : public Layer {
   void backward() override {
     const Value& from = call_.values[out_];
     const Tensor grad = call_.grad_place(in_);
+    // CUDA adds the shares of all layers in one launch, if they need not be reordered afterwards.
+    const bool adds_later = on_cuda(call_.like) && !shape_.elementwise;
     OptionalTensor weight = gradient_place(own_.weight, "grad_norm_weight");
     OptionalTensor bias = gradient_place(own_.bias, "grad_norm_bias");
     OptionalTensor partial;
     if (weight) {
-      partial = call_.workspace.contiguous("partial", out_, {shape_.images(), 2, own_.weight.size},
-                                           call_.like);
+      partial = call_.workspace.contiguous("partial", adds_later ? out_ : 0,
+                                           {shape_.images(), 2, own_.weight.size}, call_.like);
     }
-    // CUDA adds the shares of all layers in one launch, if they need not be reordered afterwards.
-    if (weight && on_cuda(call_.like) && !shape_.elementwise) {
+    if (weight && adds_later) {
       call_.sum_later(shape_.affine_sum(read<T>(partial), 0, write<T>(weight)));
       call_.sum_later(shape_.affine_sum(read<T>(partial), 1, write<T>(bias)));
       weight = bias = std::nullopt;

@@ -54,7 +54,7 @@ class Batches {
     check.that(loss_ != StudentLoss::kSumLogits, "loss", "be one with labels", "a sum of logits");
     rows_ = images.size(theta.dim() - 1);
     check_labels_of(check, loss_, labels, theta, "theta", rows_, network);
-    images_ = as_channels_last(joined_trajectories(theta, images));
+    images_ = joined_images(theta, images);
     labels_ = joined_trajectories(theta, labels);
     check.device(indices, "batches", theta, "theta");
     check.dtype(indices, "batches", ScalarType::Long);

@@ -30,6 +30,11 @@ inline Tensor joined_trajectories(const Tensor& theta, const Tensor& tensor) {
   return view(as_contiguous(tensor), 0, sizes, contiguous_strides(sizes));
 }
 
+// The same for images, in channels-last.
+inline Tensor joined_images(const Tensor& theta, const Tensor& images) {
+  return as_channels_last(theta.dim() == 2 ? joined_trajectories(theta, images) : images);
+}
+
 // Gradients in the images of all trajectories, [K n, C, H, W], contiguous and in the shape of the
 // images.
 inline Tensor images_like(const Tensor& images, const Tensor& gradients) {

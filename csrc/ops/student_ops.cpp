@@ -10,14 +10,6 @@ namespace trajmatch {
 
 namespace {
 
-// Images, or their tangents, of all trajectories in the layout of the engine.
-Tensor as_read(const Network& network, const Tensor& theta, const Tensor& images) {
-  const bool linear = network.nodes.front().convolution.is_linear();
-  if (!linear && theta.dim() == 1) return as_channels_last(images);
-  const Tensor joined = joined_trajectories(theta, images);
-  return linear ? joined : as_channels_last(joined);
-}
-
 // Checks the images of a batch and converts them to the layout of the engine. A linear first layer
 // reads each image as one row in the order (C, H, W), all others channels-last.
 Tensor checked_images(const Check& check, const Network& network, const Tensor& theta,
@@ -25,7 +17,8 @@ Tensor checked_images(const Check& check, const Network& network, const Tensor& 
   check_theta(check, theta, "theta", network);
   check_images(check, images, theta, network);
   check_batch(check, network, images.size(theta.dim() - 1));
-  return as_read(network, theta, images);
+  const bool linear = network.nodes.front().convolution.is_linear();
+  return linear ? joined_trajectories(theta, images) : joined_images(theta, images);
 }
 
 // Does the same for all tensors of a batch.
@@ -104,7 +97,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> student_gradient_jvp(
   }
   if (image_tangent) {
     check.same(*image_tangent, "image_tangent", images, "images");
-    tangents.images = as_channels_last(joined_trajectories(theta, *image_tangent));
+    tangents.images = joined_images(theta, *image_tangent);
   }
   if (label_tangent) {
     check.that(problem.soft_labels(), "label_tangent", "be absent for class indices", "a tensor");

@@ -54,7 +54,8 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> student_unroll(
   check_theta(check, theta0, "theta0", network);
   const Batches batches(check, network, theta0, images, labels, loss_kind, indices, batch_sizes,
                         augmentation);
-  const int64_t size = theta0.numel(), count = batches.steps();
+  const int64_t size = theta0.numel();  // of all trajectories
+  const int64_t count = batches.steps();
   const InnerOptimiser optimiser(check, network, theta0, lr, state, numbers, steps_done, count);
   check_steps(check, steps, count);
   const NoGrad no_grad;
@@ -129,7 +130,8 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> student_unroll_adjoint(
   const Tensor first_row = view(above, 0, sizes, contiguous_strides(sizes));
   check_theta(check, first_row, "grad_thetas", network);
   const InnerOptimiser optimiser(check, network, first_row, lr, state, numbers, steps_done, count);
-  const int64_t size = first_row.numel(), row = optimiser.vectors() * size;
+  const int64_t size = first_row.numel();  // of all trajectories
+  const int64_t row = optimiser.vectors() * size;
   check.same(trajectory, "trajectory", grad_thetas, "grad_thetas", {count, row});
   check.same(tapes, "tapes", trajectory, "trajectory", {tapes.numel()});
   const Batches batches(check, network, first_row, images, labels, loss_kind, indices, batch_sizes,
@@ -160,8 +162,8 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> student_unroll_adjoint(
         // `steps` may name a count more than once. The optimiser takes one gradient, so all but the
         // last are added to the adjoint here.
         if (inject != nullptr) {
-          run(SgdSweep<T>{size, read<T>(adjoint.scale), 0, nullptr, inject, write<T>(adjoint.theta),
-                          nullptr, trajectories},
+          run(SgdSweep<T>{network.num_parameters, read<T>(adjoint.scale), 0, nullptr, inject,
+                          write<T>(adjoint.theta), nullptr, trajectories},
               device);
         }
         inject = read<T>(above) + i * size;

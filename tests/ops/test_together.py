@@ -16,6 +16,7 @@ STUDENTS, IMAGES, CLASSES = 3, 4, 4
 SIZES = (1, 2)
 
 TAPE = 1 << 30
+NAMES = ("theta0", "images", "labels")
 LIBRARY = [
     ("convnet:width=8,depth=2", 8, torch.float64),
     ("convnet:width=8,depth=2", 8, torch.float32),
@@ -32,11 +33,14 @@ CASES = [
     (*FUSED, "first", True, TAPE),
     (*FUSED, "tf32", True, TAPE),
     (*FUSED, "fp16", False, 0),
+    # Padded images of one channel.
+    ("convnet:width=16,depth=1", 28, torch.float32, "first", False, TAPE),
 ]
 
 
 def network(text: str, size: int, device: torch.device) -> nn.Module:
-    return networks.build(networks.specify(text, 3, CLASSES, size)).to(device)
+    channels = 1 if size == 28 else 3
+    return networks.build(networks.specify(text, channels, CLASSES, size)).to(device)
 
 
 def students(
@@ -44,12 +48,13 @@ def students(
 ) -> tuple[list[dict[str, Any]], list[Tensor]]:
     """The calls of several students, and all tensors that have gradients."""
     calls, leaves = [], []
+    shape = getattr(model, "image_shape", (3, size, size))
     for k in range(STUDENTS):
         draw = torch.Generator().manual_seed(k)
         start = networks.flat_parameters(networks.initialise(model, draw))
         own = {
             "theta0": start.detach().cpu(),
-            "images": torch.randn(IMAGES, 3, size, size, generator=draw),
+            "images": torch.randn(IMAGES, *shape, generator=draw),
             "labels": torch.randn(IMAGES, CLASSES, generator=draw)
             if soft
             else torch.randint(CLASSES, (IMAGES,), generator=draw),
@@ -86,7 +91,7 @@ def test_together_gives_what_one_after_another_gives(
     calls, leaves = students(model, size, dtype, soft, device)
     for k, call in enumerate(calls):
         augment = DSA().replay(k) if soft else None
-        call |= {"steps": [1, 2], "momentum": 0.5, "tape_bytes": tape_bytes, "augment": augment}
+        call |= {"steps": [2, 1, 2], "momentum": 0.5, "tape_bytes": tape_bytes, "augment": augment}
     with ops.cuda_blocks(blocks):
         together = results_of(ops.unroll_together(model, calls), leaves)
         alone = results_of([ops.unroll(model, **call) for call in calls], leaves)
@@ -94,6 +99,17 @@ def test_together_gives_what_one_after_another_gives(
     bound = 1e-12 if dtype == torch.float64 else 0.0 if device.type == "cpu" else 1e-3
     for one, other in zip(together, alone, strict=True):
         assert (one - other).norm() <= bound * other.norm()
+
+
+@pytest.mark.parametrize("choices", [{"loss": "mse"}, {"soft_labels": "probabilities"}])
+def test_together_with_other_losses(device: torch.device, choices: dict[str, str]) -> None:
+    model = network("convnet:width=4,depth=1", 8, device)
+    calls, leaves = students(model, 8, torch.float64, True, device)
+    calls = [{**call, **choices} for call in calls]
+    together = results_of(ops.unroll_together(model, calls), leaves)
+    alone = results_of([ops.unroll(model, **call) for call in calls], leaves)
+    for one, other in zip(together, alone, strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-12, atol=1e-14)
 
 
 @pytest.mark.parametrize(
@@ -158,6 +174,7 @@ def test_opcheck_of_several_trajectories(device: torch.device, grad: bool) -> No
         ("lr", lambda each: each[:2], r"lr to have shape \[3\]"),
         ("state", lambda each: each.new_zeros(1, each.shape[1]), "state to have shape"),
         ("theta0", lambda each: each[:0], "theta0 to have 1 to 65535 rows"),
+        ("theta0", lambda each: each[:1].expand(65536, -1), "theta0 to have 1 to 65535 rows"),
     ],
 )
 def test_errors_name_the_tensor_of_several_trajectories(
@@ -209,6 +226,33 @@ def test_gradients_together_are_those_of_each(device: torch.device, make: Any, s
         results.append([values, grads, *torch.autograd.grad(scalar, learned)])
     for one, other in zip(*results, strict=True):
         torch.testing.assert_close(one, other, rtol=1e-12, atol=1e-14)
+
+
+@pytest.mark.parametrize("blocks", ["first", "tf32"])
+def test_gradients_of_fused_blocks_together(device: torch.device, blocks: str) -> None:
+    text, size, dtype = FUSED
+    model = network(text, size, device)
+    calls, _ = students(model, size, dtype, False, device)
+    given = [torch.stack([call[name] for call in calls]).detach() for name in NAMES]
+    with ops.cuda_blocks(blocks):
+        together = (*ops.gradient(model, *given), ops.image_gradient(model, *given))
+        for k in range(STUDENTS):
+            own = [each[k] for each in given]
+            alone = (*ops.gradient(model, *own), ops.image_gradient(model, *own))
+            for one, other in zip(together, alone, strict=True):
+                torch.testing.assert_close(one[k], other, rtol=1e-5, atol=1e-6)
+
+
+def test_statistics_together_are_those_of_each(device: torch.device) -> None:
+    model = MODULES[1]().to(device)
+    given = [each.detach() for each in batch_of(model, 8, device, False)]
+    settings = (networks.engine_description(model), 0, 1.0, False)
+    together = torch.ops.trajmatch.student_gradient(*given, *settings)[4]
+    assert together.shape == (STUDENTS, 3, 4)
+    for k in range(STUDENTS):
+        own = [each[k] for each in given]
+        alone = torch.ops.trajmatch.student_gradient(*own, *settings)[4]
+        torch.testing.assert_close(together[k], alone, rtol=1e-12, atol=1e-14)
 
 
 @pytest.mark.parametrize("make", MODULES)

@@ -208,7 +208,8 @@ class ExpertConfig(RunOptions, ExpertSettings):
     at which tests use at most a fifth as many images as training."""
     workers: Count = 0
     """Number of experts to train at a time: in several processes on the CPU, in lockstep in one
-    process on a GPU. 0: choose automatically. The number does not change the experts."""
+    process on a GPU. 0: choose automatically. On a GPU, the number
+    changes the experts by rounding, and on a CPU not at all."""
 
     def __post_init__(self) -> None:
         """Check the settings, and that ``until_epoch`` and ``scores`` fit them."""

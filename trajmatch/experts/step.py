@@ -165,7 +165,7 @@ class Batch(NamedTuple):
 class ExpertStep:
     """Training step of several experts on real images: normalise, augment, differentiate, update.
 
-    On the engine the experts share every launch of a CUDA kernel, unless the network has batch
+    On the engine the experts share the launches of its CUDA kernels, unless the network has batch
     norms. ``images [n, C, H, W]`` are uint8, or float32 if whitened. ``labels`` are classes
     ``[n]``, int64, or targets ``[n, D]``, float32. A step ignores the parameters of ``model`` and
     overwrites its buffers. ``penalty`` is AST's gradient penalty; ``gsam`` flattens the trajectory
@@ -186,16 +186,28 @@ class ExpertStep:
 
     def __call__(self, states: Sequence[ExpertState], batch: Batch) -> Tensor:
         """Take a step: change ``states`` in place and return the losses before the change, [K]."""
+        has_statistics = len(states[0].statistics) > 0
+        if has_statistics and len(states) > 1:
+            # The model holds the running statistics of one expert.
+            alone = (Batch(*(each[k : k + 1] for each in batch)) for k in range(len(states)))
+            return torch.cat([self([state], own) for state, own in zip(states, alone, strict=True)])
         experts = batch.indices.shape[:2]
         plain = self.normalise(self.images[batch.indices.flatten()])
         rows = batch.dsa.flatten(0, 1)
         augmented = ops.dsa(plain, rows) if rows.shape[1] > 0 else plain
         plain, shown = plain.unflatten(0, experts), augmented.unflatten(0, experts)
         labels = self.labels[batch.indices]
+        # The states own the running statistics: checkpoints and recording restore only the states.
+        if has_statistics:
+            networks.load_flat_buffers(self.model, states[0].statistics)
 
         def gradients(thetas: list[Tensor], counts: bool = False) -> tuple[Tensor, list[Tensor]]:
             theta = torch.stack(thetas)
-            losses, grads = self._gradients(states, (theta, shown, labels), counts)
+            if has_statistics:
+                at = (self.model, theta[0], shown[0], labels[0], self.loss)
+                losses, grads = (each[None] for each in ops.gradient(*at, update_buffers=counts))
+            else:
+                losses, grads = ops.gradient(self.model, theta, shown, labels, self.loss)
             grads = grads * batch.loss_scale[:, None]
             # The penalty is not multiplied by loss_scale, and its images are not augmented.
             if self.penalty is not None:
@@ -212,26 +224,9 @@ class ExpertStep:
             if self.weight_decay:
                 grad = decayed(grad, state.theta, self.weight_decay, self.trainable)
             self.optimiser(state.theta, grad, lr, state.memory)
+        if has_statistics:
+            states[0].statistics.copy_(networks.flat_buffers(self.model))
         return losses
-
-    def _gradients(
-        self, states: Sequence[ExpertState], at: tuple[Tensor, Tensor, Tensor], counts: bool
-    ) -> tuple[Tensor, Tensor]:
-        """Return losses ``[K]`` and gradients ``[K, P]`` at parameters, images and labels ``at``.
-
-        If ``counts``, running statistics are updated.
-        """
-        if len(states[0].statistics) == 0:
-            return ops.gradient(self.model, *at, self.loss)
-        # The states own the running statistics: checkpoints and recording restore only the states.
-        found = []
-        for state, *own in zip(states, *at, strict=True):
-            networks.load_flat_buffers(self.model, state.statistics)
-            theta, images, labels = own
-            found.append(ops.gradient(self.model, theta, images, labels, self.loss, False, counts))
-            state.statistics.copy_(networks.flat_buffers(self.model))
-        losses, grads = map(torch.stack, zip(*found, strict=True))
-        return losses, grads
 
 
 def step_of(

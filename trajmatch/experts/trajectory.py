@@ -55,10 +55,11 @@ def train_lockstep(
     """Train experts in lockstep and return the trajectory of each.
 
     A trajectory depends only on the manifest, the images and the expert's number, because each
-    expert has its own random generators. On a CPU the last bits also depend on the number of
-    threads, so the caller should keep that number constant. All experts must have the same
-    progress in ``checkpoints``. If ``checkpoints`` is None, training cannot be interrupted or
-    resumed. ``test_every`` is the number of epochs between tests; 0 chooses it automatically.
+    expert has its own random generators. The last bits also depend on the number of threads on a
+    CPU, so the caller should keep that number constant, and on the size of the group on a GPU. All
+    experts must have the same progress in ``checkpoints``. If ``checkpoints`` is None, training
+    cannot be interrupted or resumed. ``test_every`` is the number of epochs between tests; 0
+    chooses it automatically.
 
     Raises:
         UserError: An expert diverged, or a checkpoint cannot be read or written.

@@ -93,9 +93,9 @@ def cuda_blocks(kind: CudaBlocks) -> Iterator[None]:
     Args:
         kind: ``library``: no block. ``first``: the first block. ``tf32`` or ``fp16``: also deeper
             blocks of 32, 64 or 128 channels on 16x16 or 8x8 pixels, with operands rounded to that
-            format (compute capability 8.0 or later). ``auto``, the default: as ``tf32`` where this
-            is faster, i.e. up to 64 channels, and for several students at once; otherwise, and if
-            PyTorch does not allow TF32 in convolutions, as ``first``.
+            format (compute capability 8.0 or later). ``auto``, the default: as ``tf32`` for blocks
+            of up to 64 channels, where this is faster. For other blocks, and if PyTorch does not
+            allow TF32 in convolutions, as ``first``.
 
     Raises:
         ValueError: The kind is unknown.

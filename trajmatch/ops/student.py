@@ -34,7 +34,7 @@ class Point(NamedTuple):
     theta: Tensor
     #: ``[B, C, H, W]``, or ``[B, ...]`` on autograd
     images: Tensor
-    #: Class indices ``[B]``, soft labels ``[B, K]`` or targets ``[B, ...]``
+    #: Class indices ``[B]``, soft labels ``[B, classes]`` or targets ``[B, ...]``
     labels: Tensor
 
 
@@ -226,7 +226,7 @@ def gradient(
 
     Parameters ``[K, P]`` are those of ``K`` students, each with a batch of its own. Images and
     labels, which must be tensors, then begin with ``K``, and so do all results. On the engine the
-    students share every launch of a CUDA kernel.
+    students share the launches of its CUDA kernels; convolutions of cuDNN run one by one.
 
     Args:
         model: The network, used in its current mode (training or evaluation). Its parameters are
@@ -235,7 +235,7 @@ def gradient(
             float64.
         images: ``[B, C, H, W]``, dtype and device of ``theta``. On autograd, also ``[B, ...]`` or
             tokens (int64 or int32), which have no gradient.
-        labels: A tensor, array or list. Class indices ``[B]`` (int64) or soft labels ``[B, K]`` for
+        labels: A tensor, array or list. Class indices ``[B]`` (int64) or soft labels ``[B, classes]`` for
             ``"cross_entropy"``; targets in the shape of the outputs for ``"mse"``; any dtype and
             shape ``[B, ...]`` for a function. None only for ``"sum_logits"``.
         loss: ``"cross_entropy"`` (mean over the batch), ``"mse"`` (mean over all elements),

@@ -137,15 +137,16 @@ def unroll(
 def unroll_together(model: nn.Module, calls: Sequence[Mapping[str, Any]]) -> list[Any]:
     """Return ``[unroll(model, **call) for call in calls]``, computed side by side.
 
-    On the engine, students with equal shapes and settings share every launch of a CUDA kernel.
-    Small students, which do not fill a GPU one by one, then take much less time. The students may
-    differ in ``theta0``, ``images``, ``labels``, ``lr``, ``batches`` and the draws of a
-    :class:`DsaReplay`. Results and gradients are those of :func:`unroll`, up to rounding;
-    ``tape_bytes`` is the memory of each student.
+    On the engine, students with equal shapes and settings share the launches of its CUDA kernels;
+    convolutions of cuDNN run one by one (:func:`trajmatch.ops.cuda_blocks`). Small students, which
+    do not fill a GPU one by one, then take less time. The students may differ in ``theta0``,
+    ``images``, ``labels``, ``lr``, ``batches`` and the draws of a :class:`DsaReplay`. Results and
+    gradients are those of :func:`unroll`, up to rounding; ``tape_bytes`` is the memory of each
+    student.
 
     Calls that cannot share launches run one after another. These are calls on autograd, with
-    ``micro_batch`` or ``shards``, with batches of different sizes, and with more than SGD with
-    momentum and one step size: Adam, Nesterov momentum, weight decay or a state.
+    ``micro_batch`` or ``shards``, with batch sizes that differ from call to call, and with more
+    than SGD with momentum and one step size: Adam, Nesterov momentum, weight decay or a state.
 
     Args:
         model: As for :func:`unroll`.
