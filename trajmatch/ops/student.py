@@ -235,9 +235,10 @@ def gradient(
             float64.
         images: ``[B, C, H, W]``, dtype and device of ``theta``. On autograd, also ``[B, ...]`` or
             tokens (int64 or int32), which have no gradient.
-        labels: A tensor, array or list. Class indices ``[B]`` (int64) or soft labels ``[B, classes]`` for
-            ``"cross_entropy"``; targets in the shape of the outputs for ``"mse"``; any dtype and
-            shape ``[B, ...]`` for a function. None only for ``"sum_logits"``.
+        labels: A tensor, array or list. Class indices ``[B]`` (int64) or soft labels
+            ``[B, classes]`` for ``"cross_entropy"``; targets in the shape of the outputs for
+            ``"mse"``; any dtype and shape ``[B, ...]`` for a function. None only for
+            ``"sum_logits"``.
         loss: ``"cross_entropy"`` (mean over the batch), ``"mse"`` (mean over all elements),
             ``"sum_logits"`` (sum of all logits, for AST's gradient penalty), or a function of
             (outputs, labels). The function must return a scalar ``[]``, the mean over the batch,
