@@ -241,7 +241,8 @@ void DeepBlock::weight_gradient(const Pairs& activations_and_grads) const {
                       in_kind(kinds_.other, grad_y.values, grad_y.halves),
                       read<float>(x.magnitudes), read<float>(grad_y.magnitudes)};
   }
-  TM_LAUNCH_FUSED(launch_fused_convolution_weight, params);
+  // The gradient in the input, which the block before waits for, runs beside this.
+  TM_LAUNCH_BESIDE(launch_fused_convolution_weight, params);
   call_.sum_later(params.sum(gradient_places().weight, call_.network.num_parameters));
 }
 

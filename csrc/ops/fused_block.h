@@ -8,11 +8,14 @@
 #include "ops/layer.h"
 #include "ops/run.h"
 
-// A build without CUDA has no launchers and never calls them.
+// A build without CUDA has no launchers and never calls them. TM_LAUNCH_BESIDE launches on the side
+// stream of the call.
 #ifdef TRAJMATCH_WITH_CUDA
 #define TM_LAUNCH_FUSED(launcher, ...) cuda::launcher(__VA_ARGS__, Device(call_.like).stream())
+#define TM_LAUNCH_BESIDE(launcher, ...) cuda::launcher(__VA_ARGS__, call_.fork())
 #else
 #define TM_LAUNCH_FUSED(launcher, ...) missing(#launcher, __VA_ARGS__)
+#define TM_LAUNCH_BESIDE(launcher, ...) missing(#launcher, __VA_ARGS__)
 #endif
 
 namespace trajmatch {

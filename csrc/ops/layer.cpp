@@ -2,6 +2,7 @@
 
 #include <type_traits>
 
+#include "core/side_stream.h"
 #include "ops/first_block.h"
 
 namespace trajmatch {
@@ -74,6 +75,14 @@ LayerCall::LayerCall(const Network& network_, const Tensor& like_, int64_t traje
       kept(kept_of(network, like.scalar_type() == ScalarType::Float)),
       values(kept.size()) {}
 
+LayerCall::~LayerCall() {
+  // Memory that the side stream still uses must not go to others. Errors were reported before.
+  try {
+    join();
+  } catch (...) {
+  }
+}
+
 Ints LayerCall::sizes_of_value(size_t value) const { return value_sizes(network, value, images()); }
 
 NormActPoolShape LayerCall::shape_of(const NormActPoolNode& norm) const {
@@ -143,7 +152,23 @@ void LayerCall::pack_weights() {
              [&](const auto& params) { cuda::launch_pack_convolutions(params, device.stream()); });
 }
 
+Stream LayerCall::fork() {
+  const Device device(like);
+  const Stream side = cuda::side_stream();
+  cuda::order(device.stream(), side);
+  forked = true;
+  return side;
+}
+
+void LayerCall::join() {
+  if (!forked) return;
+  const Device device(like);
+  cuda::order(cuda::side_stream(), device.stream());
+  forked = false;
+}
+
 void LayerCall::add_shares() {
+  join();
   const Device device(like);
   const auto launch = [&](const auto& params) { cuda::launch_sum_shares(params, device.stream()); };
   launch_all(sums_float, ShareSums<float>{{}, 0, trajectories}, launch);
@@ -152,6 +177,8 @@ void LayerCall::add_shares() {
 #else
 void LayerCall::pack_weights() {}
 void LayerCall::add_shares() {}
+Stream LayerCall::fork() { return nullptr; }
+void LayerCall::join() {}
 #endif
 
 Tensor LayerCall::data_place(size_t value) {

@@ -39,6 +39,8 @@ struct Kept {
 // tangents. It is reused from call to call.
 struct LayerCall {
   LayerCall(const Network& network, const Tensor& like, int64_t trajectories);
+  LayerCall(const LayerCall&) = delete;
+  ~LayerCall();
 
   // Forgets the previous call. If there is a tape, the values it keeps become views of it: gradient
   // (`jvp` false) writes them, gradient_jvp (`jvp` true) reads them.
@@ -77,6 +79,12 @@ struct LayerCall {
   }
   void add_shares();
 
+  // On CUDA: the side stream, which waits for all work that is queued so far. Work on it may write
+  // only what nobody reads before join(), and read only what nobody writes before that.
+  Stream fork();
+  // Lets the work that follows wait for that on the side stream.
+  void join();
+
   // True if a node must compute the gradient in a value that it reads. The tangent of the gradient
   // is always computed.
   bool wants_grad(size_t value) const {
@@ -101,6 +109,7 @@ struct LayerCall {
   // State of the current call:
   int64_t batch = 0;  // B
   bool has_tape = false, is_jvp = false, wants_image_gradient = false;
+  bool forked = false;
   Tensor theta;                  // [K, P]
   OptionalTensor theta_tangent;  // [K, P]
   Tensor grad_theta;             // [K, P], the gradient in theta or its tangent

@@ -208,6 +208,33 @@ bool caught(const std::function<bool()>& sound) {
   return failed;
 }
 
+// Doubles x on the main stream, then adds it to a sum on a side stream. Faults leave out a wait.
+enum class Wait { kBoth, kNoFork, kNoJoin };
+
+__global__ void add_kernel(const float* x, float* sum) {
+  if (threadIdx.x == 0) *sum += *x;
+}
+
+template <Wait wait>
+bool adds_beside() {
+  float x = 1.0f, sum = 0.0f;
+  cudaStream_t side = nullptr;
+  cudaEvent_t event = nullptr;
+  cudaStreamCreateWithFlags(&side, cudaStreamNonBlocking);
+  cudaEventCreateWithFlags(&event, cudaEventDisableTiming);
+  TM_LAUNCH(scale_kernel, 1, 32, 0, nullptr, &x, 1, 0);
+  if (wait != Wait::kNoFork) {
+    cudaEventRecord(event, nullptr);
+    cudaStreamWaitEvent(side, event, 0);
+  }
+  TM_LAUNCH(add_kernel, 1, 32, 0, side, &x, &sum);
+  cudaEventRecord(event, side);
+  if (wait != Wait::kNoJoin) cudaStreamWaitEvent(nullptr, event, 0);
+  const float found = sum;
+  cudaStreamWaitEvent(nullptr, event, 0);  // nothing may wait when its memory is gone
+  return found == 2.0f;
+}
+
 std::vector<testing::Case> sound_kernels() {
   const std::vector<float> ones(200, 1.0f);
   return {
@@ -236,6 +263,8 @@ std::vector<testing::Case> sound_kernels() {
            expect(out[i] == static_cast<int>(i), "an element was visited not exactly once");
          }
        }},
+      {"side stream",
+       [] { expect(!caught(adds_beside<Wait::kBoth>), "a schedule gave the wrong sum"); }},
       {"repeated launches",
        [] {
          std::vector<float> x(1000, 1.0f);
@@ -262,6 +291,13 @@ std::vector<testing::Case> unsound_kernels() {
        }},
       {"missing barrier around a tile",
        [] { expect(caught(transposes<false>), "every schedule gave the right transpose"); }},
+      {"no wait for a side stream",
+       [] { expect(caught(adds_beside<Wait::kNoJoin>), "every schedule gave the right sum"); }},
+      {"side stream that does not wait",
+       [] {
+         expect_contains(message_of([] { adds_beside<Wait::kNoFork>(); }),
+                         "add_kernel does not wait for all launches on the main stream");
+       }},
       {"missing __syncwarp",
        [] { expect(caught(reads_neighbours<false>), "every schedule gave the right values"); }},
       {"lanes that left a full-mask shuffle",

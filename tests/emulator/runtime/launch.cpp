@@ -1,6 +1,9 @@
 #include "runtime/launch.h"
 
+#include <atomic>
+#include <deque>
 #include <map>
+#include <stdexcept>
 #include <utility>
 
 #include "runtime/engine.h"
@@ -16,6 +19,28 @@ bool valid_configuration(dim3 grid, dim3 block) {
   return threads > 0 && threads <= emulator::kMaxThreads && block.z <= emulator::kMaxBlockZ &&
          grid.x > 0 && grid.y > 0 && grid.z > 0 && grid.x <= emulator::kMaxGridX &&
          grid.y <= emulator::kMaxGridYZ && grid.z <= emulator::kMaxGridYZ;
+}
+
+// The launches of an OS thread, by stream.
+struct StreamState {
+  bool side = false;
+  size_t launches = 0;                        // so far, those that wait included
+  std::deque<std::function<void()>> waiting;  // the last of them
+  std::map<cudaStream_t, size_t> waited_for;  // launches on other streams that come before
+};
+
+std::map<cudaStream_t, StreamState>& streams() {
+  static thread_local std::map<cudaStream_t, StreamState> all;
+  return all;
+}
+
+// Runs the first `count` launches of a stream, as far as they wait.
+void run_waiting(StreamState& stream, size_t count) {
+  while (!stream.waiting.empty() && stream.launches - stream.waiting.size() < count) {
+    const std::function<void()> first = std::move(stream.waiting.front());
+    stream.waiting.pop_front();
+    first();
+  }
 }
 
 // Dynamic shared memory that each kernel may have, where it is not the default.
@@ -52,6 +77,34 @@ cudaError_t cudaDeviceGetAttribute(int* value, cudaDeviceAttr attribute, int) {
   return cudaSuccess;
 }
 
+struct CUevent_st {
+  cudaStream_t stream;
+  size_t launches;  // on that stream before the event
+};
+
+cudaError_t cudaStreamCreateWithFlags(cudaStream_t* stream, unsigned) {
+  static std::atomic<uintptr_t> number = 0x51de0000;
+  *stream = reinterpret_cast<cudaStream_t>(++number);
+  streams()[*stream].side = true;
+  return cudaSuccess;
+}
+
+cudaError_t cudaEventCreateWithFlags(cudaEvent_t* event, unsigned) {
+  *event = new CUevent_st{};  // lives as long as the process
+  return cudaSuccess;
+}
+
+cudaError_t cudaEventRecord(cudaEvent_t event, cudaStream_t stream) {
+  *event = {stream, streams()[stream].launches};
+  return cudaSuccess;
+}
+
+cudaError_t cudaStreamWaitEvent(cudaStream_t stream, cudaEvent_t event, unsigned) {
+  streams()[stream].waited_for[event->stream] = event->launches;
+  run_waiting(streams()[event->stream], event->launches);
+  return cudaSuccess;
+}
+
 namespace emulator {
 
 std::vector<LaunchRecord>& launch_log() {
@@ -77,7 +130,16 @@ void launch(const char* name, const void* kernel, dim3 grid, dim3 block, size_t 
   } else if (shared_bytes > allowed) {
     last_error = cudaErrorInvalidValue;
   } else {
-    run({name, grid, block, shared_bytes, std::move(body)});
+    StreamState& own = streams()[stream];
+    for (const auto& [other, state] : streams()) {
+      if (!own.side || state.side || own.waited_for[other] == state.launches) continue;
+      throw std::logic_error(std::string("emulator: ") + name +
+                             " does not wait for all launches on the main stream");
+    }
+    ++own.launches;
+    own.waiting.push_back(
+        [launch = Launch{name, grid, block, shared_bytes, std::move(body)}] { run(launch); });
+    if (!own.side || copies_immediately()) run_waiting(own, own.launches);
   }
 }
 

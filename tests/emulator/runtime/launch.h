@@ -3,6 +3,7 @@
 
 #include <cstddef>
 #include <functional>
+#include <memory>
 #include <string>
 #include <tuple>
 #include <utility>
@@ -12,6 +13,8 @@
 
 struct CUstream_st;
 using cudaStream_t = CUstream_st*;
+struct CUevent_st;
+using cudaEvent_t = CUevent_st*;
 
 enum cudaError_t {
   cudaSuccess = 0,
@@ -25,11 +28,21 @@ enum cudaDeviceAttr {
 };
 
 enum cudaFuncAttribute { cudaFuncAttributeMaxDynamicSharedMemorySize = 8 };
+enum : unsigned { cudaStreamNonBlocking = 1, cudaEventDisableTiming = 2 };
 
 const char* cudaGetErrorString(cudaError_t error);
 cudaError_t cudaGetLastError();  // also forgets it
 cudaError_t cudaGetDevice(int* device);
 cudaError_t cudaDeviceGetAttribute(int* value, cudaDeviceAttr attribute, int device);
+
+// Streams that are made here are side streams; every other stream is a main stream, whose launches
+// run at once. A launch on a side stream runs at once or as late as its events allow, as the
+// schedule says (runtime/options.h). It is an error if it does not wait for all launches on main
+// streams before it: on a GPU it could run before them.
+cudaError_t cudaStreamCreateWithFlags(cudaStream_t* stream, unsigned flags);
+cudaError_t cudaEventCreateWithFlags(cudaEvent_t* event, unsigned flags);
+cudaError_t cudaEventRecord(cudaEvent_t event, cudaStream_t stream);
+cudaError_t cudaStreamWaitEvent(cudaStream_t stream, cudaEvent_t event, unsigned flags);
 
 namespace emulator {
 
@@ -51,9 +64,10 @@ template <class... Parameters, class... Arguments>
 void launch(const char* name, void (*kernel)(Parameters...), dim3 grid, dim3 block,
             size_t shared_bytes, cudaStream_t stream, Arguments&&... arguments) {
   // As on a GPU, every thread starts from the same copies of the arguments.
-  std::tuple<Parameters...> copies(std::forward<Arguments>(arguments)...);
+  const auto copies =
+      std::make_shared<std::tuple<Parameters...>>(std::forward<Arguments>(arguments)...);
   launch(name, reinterpret_cast<const void*>(kernel), grid, block, shared_bytes, stream,
-         std::function<void()>([&copies, kernel] { std::apply(kernel, copies); }));
+         std::function<void()>([copies, kernel] { std::apply(kernel, *copies); }));
 }
 
 }  // namespace emulator

@@ -28,7 +28,8 @@ struct Options {
 // between launches. Throws std::invalid_argument where the environment holds anything else.
 Options& options();
 
-// True if asynchronous copies are made when they start, false if as late as allowed.
+// True if asynchronous copies and launches on side streams are made at once, false if as late as
+// allowed.
 inline bool copies_immediately() {
   const Schedule schedule = options().schedule;
   return schedule == Schedule::kRoundRobin || schedule == Schedule::kRandom;

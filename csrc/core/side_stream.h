@@ -1,0 +1,14 @@
+// A second CUDA stream, for work that other work need not wait for: the gradients of weights,
+// beside the gradients of inputs. In a CUDA graph it becomes a branch.
+#pragma once
+
+#include "core/macros.h"
+
+namespace trajmatch::cuda {
+
+// The side stream of the calling thread on the current device. It is never destroyed.
+Stream side_stream();
+// Lets later work on `then` wait for all work that is queued on `first`.
+void order(Stream first, Stream then);
+
+}  // namespace trajmatch::cuda
