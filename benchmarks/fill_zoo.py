@@ -116,7 +116,7 @@ def page() -> str:
 def check(name: str) -> bool:
     """Evaluate a set of the zoo with other networks; print and judge the difference."""
     kept = zoo.describe(name)["scores"][-1]
-    found = score(f"{zoo.PREFIX}{name}", None, seed=1)
+    found = score(f"{files.ZOO}{name}", None, seed=1)
     # Both are measured on the same test images: only the networks differ.
     errors = [each["std"] / math.sqrt(each["seeds"] - 1) for each in (kept, found)]
     difference, error = found["mean"] - kept["mean"], math.hypot(*errors)
