@@ -3,8 +3,8 @@
 An extension module is built of the very sources of csrc/ops and csrc/cuda, with the emulator's
 launches, and takes the CUDA path for CPU tensors (``TRAJMATCH_EMULATED`` in csrc/ops/torch_api.h).
 The operators' own tests then run on it, in a process of their own, against float64. What it cannot
-show: streams, and what PyTorch's own operators (convolutions of large networks) do on CUDA. No CPU
-loop is linked in: a call of one would end the process.
+show: concurrency, CUDA graphs, and what PyTorch's own operators (convolutions of large networks) do
+on CUDA. No CPU loop is linked in: a call of one would end the process.
 """
 
 from __future__ import annotations
@@ -64,9 +64,12 @@ def environment_of(module: Path) -> dict[str, str]:
     return {**os.environ, "PYTHONPATH": path, "TRAJMATCH_EMULATED_MODULE": str(module)}
 
 
-def run_tests_of(operators: tuple[str, ...], module: Path, order: int) -> str:
-    """Runs tests/ops/test_<operator>.py on the emulated module; gives what pytest printed."""
-    selection = " and ".join(f"not {word}" for word in ("cuda", *PYTHON_ONLY))
+def run_tests_of(operators: tuple[str, ...], module: Path, order: int, *only: str) -> str:
+    """Runs tests/ops/test_<operator>.py on the emulated module; gives what pytest printed.
+
+    ``only``: words that must be in the name of a test.
+    """
+    selection = " and ".join([*only, *(f"not {word}" for word in ("cuda", *PYTHON_ONLY))])
     result = subprocess.run(
         [
             *(sys.executable, "-m", "pytest", "-q", "-p", "emulated_module"),
@@ -177,8 +180,8 @@ from trajmatch import networks, ops
 count = ctypes.CDLL(os.environ["TRAJMATCH_EMULATED_MODULE"]).emulator_launches
 model = networks.ConvNet(3, 4, 32, width=32, depth=3)
 theta = networks.flat_parameters(model).requires_grad_()
-images, labels = torch.randn(2, 3, 32, 32, requires_grad=True), torch.tensor([0, 3])
-call = dict(theta0=theta, images=images, labels=labels, lr=0.1, batches=[[0, 1]], momentum=0.5)
+images, labels = torch.randn(1, 3, 32, 32, requires_grad=True), torch.tensor([3])
+call = dict(theta0=theta, images=images, labels=labels, lr=0.1, batches=[[0]], momentum=0.5)
 with ops.cuda_blocks(sys.argv[1]):
     for students in (1, 4):
         before = count()
@@ -203,8 +206,9 @@ def test_students_together_take_the_launches_of_one(emulated_module: Path, block
 
 
 def test_the_engine_is_exact_on_emulated_cuda(emulated_module: Path) -> None:
-    # Under this schedule, work on a side stream is done as late as its events allow.
+    # Under this schedule, work on a side stream is done as late as its events allow; at once below.
     run_tests_of(ENGINE, emulated_module, order=1)
+    run_tests_of(("fused_blocks",), emulated_module, 0, "match_the_reference", "tf32")
 
 
 @pytest.mark.slow

@@ -18,9 +18,9 @@ class RunOptions(Settings):
     device: str = "auto"
     """Device: cpu, cuda, cuda:N, or auto: a GPU if one can be used, otherwise the CPU."""
     cuda_blocks: CudaBlocks = "auto"
-    """Blocks of a ConvNet that run as one CUDA kernel each. library: none; first: the first block;
-    tf32 or fp16: also deeper blocks of suitable size, with operands rounded to that precision;
-    auto: tf32 where that is faster and PyTorch allows TF32, otherwise first."""
+    """Blocks of a ConvNet that run on trajmatch's own CUDA kernels. library: none; first: the first
+    block; tf32 or fp16: also deeper blocks of suitable size, with operands rounded to that
+    precision; auto: tf32 up to 64 channels if PyTorch allows TF32, otherwise first."""
     resume: bool = False
     """Continue an interrupted run."""
     max_time: str | None = None

@@ -1,5 +1,5 @@
-// Sums of partial results on CUDA: the blocks of a kernel write shares of gradients, by image,
-// split or tile, and a second launch adds them. One launch takes the shares of many kernels.
+// Sums of partial results on CUDA: the blocks of a kernel write shares of gradients or losses, by
+// image, split or tile, and a second launch adds them. One launch takes the shares of many kernels.
 #pragma once
 
 #include <cstdint>

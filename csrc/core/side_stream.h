@@ -6,7 +6,8 @@
 
 namespace trajmatch::cuda {
 
-// The side stream of the calling thread on the current device. It is never destroyed.
+// The side stream of the calling thread on the current device. It is never destroyed, not even
+// when its thread ends.
 Stream side_stream();
 // Lets later work on `then` wait for all work that is queued on `first`.
 void order(Stream first, Stream then);

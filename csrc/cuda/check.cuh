@@ -9,10 +9,10 @@
 namespace trajmatch::cuda {
 
 inline void check(cudaError_t error, const char* what) {
-  if (error != cudaSuccess) {
-    throw std::runtime_error(std::string("trajmatch: ") + what +
-                             " failed: " + cudaGetErrorString(error));
-  }
+  if (error == cudaSuccess) return;
+  cudaGetLastError();  // forgets it; otherwise the next check_launch would report it again
+  throw std::runtime_error(std::string("trajmatch: ") + what +
+                           " failed: " + cudaGetErrorString(error));
 }
 
 // Call right after a launch. It reports a refused launch configuration, and also any earlier error

@@ -125,8 +125,8 @@ void DeepBlock::backward() {
                                    nullptr},
         device);
     scale({grad});
-    weight_gradient({{input_, grad}});
     call_.add_grad(in_, input_gradient(call_.grad_place(in_), {along_weight}));
+    weight_gradient({{input_, grad}});
     return;
   }
   const Tensor grad_y_tangent = call_.place("grad_tangent", out_ - 1);
@@ -141,8 +141,6 @@ void DeepBlock::backward() {
       device);
   const Operand grad_tangent = activation("fused_grad_tangent", grad_y_tangent);
   scale({grad, grad_tangent});
-  // dW' = x * dy' + x' * dy
-  weight_gradient({{input_, grad_tangent}, {input_tangent_, grad}});
   if (call_.wants_grad(in_)) {
     call_.add_grad(in_, input_gradient(call_.grad_place(in_), {along_weight}));
   }
@@ -151,6 +149,8 @@ void DeepBlock::backward() {
       in_, input_gradient(call_.grad_tangent_place(in_),
                           {{grad_tangent, weight_.turned, weight_.all.magnitudes},
                            {grad, weight_tangent_.turned, weight_tangent_.all.magnitudes}}));
+  // dW' = x * dy' + x' * dy
+  weight_gradient({{input_, grad_tangent}, {input_tangent_, grad}});
 }
 
 FusedConvolutionShape DeepBlock::shape_of(const Block& block, int64_t batch, int64_t trajectories) {
@@ -241,7 +241,8 @@ void DeepBlock::weight_gradient(const Pairs& activations_and_grads) const {
                       in_kind(kinds_.other, grad_y.values, grad_y.halves),
                       read<float>(x.magnitudes), read<float>(grad_y.magnitudes)};
   }
-  // The gradient in the input, which the block before waits for, runs beside this.
+  // Queued after the gradient in the input, so that it runs beside the backward pass of the
+  // preceding block.
   TM_LAUNCH_BESIDE(launch_fused_convolution_weight, params);
   call_.sum_later(params.sum(gradient_places().weight, call_.network.num_parameters));
 }

@@ -9,7 +9,7 @@
 #include "ops/run.h"
 
 // A build without CUDA has no launchers and never calls them. TM_LAUNCH_BESIDE launches on the side
-// stream of the call.
+// stream of the call; the caller holds the Device.
 #ifdef TRAJMATCH_WITH_CUDA
 #define TM_LAUNCH_FUSED(launcher, ...) cuda::launcher(__VA_ARGS__, Device(call_.like).stream())
 #define TM_LAUNCH_BESIDE(launcher, ...) cuda::launcher(__VA_ARGS__, call_.fork())

@@ -43,7 +43,7 @@ class InnerOptimiser {
     Tensor theta, r, state;
     Tensor grad_lr;  // [N, columns of lr]
     Tensor partial;  // workspace
-    Tensor scale;    // [K], factor of the gradients computed along r
+    Tensor scale;    // [] or [K], factor of the gradients computed along r
   };
   Adjoint adjoint(const Check& check, const OptionalTensor& grad_state) const;
 

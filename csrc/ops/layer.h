@@ -61,14 +61,14 @@ struct LayerCall {
   void add_grad(size_t value, const Tensor& computed);
   void add_grad_tangent(size_t value, const Tensor& computed);
 
-  // On CUDA: measures the magnitudes of weights, or reorders weights for the fused kernels, before
-  // the first layer runs, in one launch for all layers.
+  // On CUDA: measure_first and pack_first collect weights to measure or to reorder for the fused
+  // kernels; pack_weights launches each kind together, before the first layer runs.
   void measure_first(const MeasureMagnitudes::Measured& weights) { measured.push_back(weights); }
   void pack_first(const PackConvolution& weights) { packed.push_back(weights); }
   void pack_weights();
 
-  // On CUDA: adds up shares of a gradient later, in one launch with those of all layers. Until then
-  // the sum is not there, and the shares must stay: no other layer may use their memory.
+  // On CUDA: adds up shares of a gradient or loss later, in one launch with those of all layers.
+  // Until then the sum is not there, and the shares must stay: no other layer may use their memory.
   void sum_later(const ShareSum<float>& sum) { sums_float.push_back(sum); }
   void sum_later(const ShareSum<double>& sum) { sums_double.push_back(sum); }
   // Zeros in a part of every trajectory's gradient: a sum of no shares on CUDA.
@@ -79,8 +79,8 @@ struct LayerCall {
   }
   void add_shares();
 
-  // On CUDA: the side stream, which waits for all work that is queued so far. Work on it may write
-  // only what nobody reads before join(), and read only what nobody writes before that.
+  // On CUDA: the side stream, which waits for all work that is queued so far. Until join(), other
+  // work may neither touch what it writes nor write what it reads.
   Stream fork();
   // Lets the work that follows wait for that on the side stream.
   void join();

@@ -178,7 +178,7 @@ def leaves(
 
 
 def fresh_leaves(parameters: Tensors) -> dict[str, Tensor]:
-    """Return new autograd leaves with the same values, for one task on its own CUDA stream."""
+    """Return new autograd leaves with the same values, for one task with gradients of its own."""
     return {
         name: value.detach().requires_grad_(value.requires_grad)
         for name, value in parameters.items()

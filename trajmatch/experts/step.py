@@ -100,9 +100,9 @@ class GradientPenalty:
     norm: Literal["pixel", "image"] = "pixel"
 
     def gradient(self, model: nn.Module, theta: Tensor, images: Tensor) -> Tensor:
-        """Return the penalty's gradient with respect to ``theta [P]``, or that of ``K`` experts.
+        """Return the gradient of the penalty with respect to ``theta [P]``.
 
-        Theirs are ``theta [K, P]`` and ``images [K, B, C, H, W]``.
+        For ``K`` experts, ``theta`` is ``[K, P]`` and ``images`` are ``[K, B, C, H, W]``.
         """
         # With P = d penalty / d G held constant, d penalty / d theta = d sum(P G) / d theta.
         # sum(P G) is the derivative of the logit sum when the images move along P. Exchanging the
@@ -165,8 +165,8 @@ class Batch(NamedTuple):
 class ExpertStep:
     """Training step of several experts on real images: normalise, augment, differentiate, update.
 
-    On the engine the experts share the launches of its CUDA kernels, unless the network has batch
-    norms. ``images [n, C, H, W]`` are uint8, or float32 if whitened. ``labels`` are classes
+    On the engine the experts share the launches of its CUDA kernels; with batch norms they run one
+    after another. ``images [n, C, H, W]`` are uint8, or float32 if whitened. ``labels`` are classes
     ``[n]``, int64, or targets ``[n, D]``, float32. A step ignores the parameters of ``model`` and
     overwrites its buffers. ``penalty`` is AST's gradient penalty; ``gsam`` flattens the trajectory
     as in FTD. ``weight_decay`` is added to the gradient where the mask ``trainable [P]`` is 1; None

@@ -158,7 +158,8 @@ def automatic_workers(device: str) -> int:
     # CPU: two experts on one thread each train 6 % faster than one after the other on two threads
     # (ConvNets of width 32 and 128, batches of 256, two cores).
     # GPU: four ConvNets in lockstep train 1.57 times as fast as one after the other at width 32,
-    # 1.29 times at width 64 and 1.23 times at width 128 (batches of 256, H200).
+    # 1.29 times at width 64 and 1.23 times at width 128 (batches of 256, H200; measured when each
+    # had a stream of its own).
     return torch.get_num_threads() if torch.device(device).type == "cpu" else 4
 
 

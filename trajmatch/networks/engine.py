@@ -85,7 +85,7 @@ _fused: CudaBlocks = "auto"
 
 @contextmanager
 def cuda_blocks(kind: CudaBlocks) -> Iterator[None]:
-    """Choose which blocks of a ConvNet run as one CUDA kernel each, inside the context.
+    """Choose which blocks of a ConvNet run on trajmatch's own CUDA kernels, inside the context.
 
     The choice holds for all threads, like PyTorch's own backend flags. It changes results by
     rounding only, and has no effect on the CPU.
@@ -94,8 +94,9 @@ def cuda_blocks(kind: CudaBlocks) -> Iterator[None]:
         kind: ``library``: no block. ``first``: the first block. ``tf32`` or ``fp16``: also deeper
             blocks of 32, 64 or 128 channels on 16x16 or 8x8 pixels, with operands rounded to that
             format (compute capability 8.0 or later). ``auto``, the default: as ``tf32`` for blocks
-            of up to 64 channels, where this is faster. For other blocks, and if PyTorch does not
-            allow TF32 in convolutions, as ``first``.
+            of up to 64 channels (an H200 was faster with it at width 32, with older kernels; width
+            64 was not measured). For other blocks, and if PyTorch does not allow TF32 in
+            convolutions, as ``first``.
 
     Raises:
         ValueError: The kind is unknown.

@@ -138,15 +138,16 @@ def unroll_together(model: nn.Module, calls: Sequence[Mapping[str, Any]]) -> lis
     """Return ``[unroll(model, **call) for call in calls]``, computed side by side.
 
     On the engine, students with equal shapes and settings share the launches of its CUDA kernels;
-    convolutions of cuDNN run one by one (:func:`trajmatch.ops.cuda_blocks`). Small students, which
-    do not fill a GPU one by one, then take less time. The students may differ in ``theta0``,
+    convolutions of cuDNN run one by one (:func:`trajmatch.ops.cuda_blocks`). This is meant for
+    small students, which do not fill a GPU on their own. The students may differ in ``theta0``,
     ``images``, ``labels``, ``lr``, ``batches`` and the draws of a :class:`DsaReplay`. Results and
-    gradients are those of :func:`unroll`, up to rounding; ``tape_bytes`` is the memory of each
-    student.
+    gradients are those of :func:`unroll`, up to rounding. The ``tape_bytes`` of all students are
+    added up.
 
-    Calls that cannot share launches run one after another. These are calls on autograd, with
-    ``micro_batch`` or ``shards``, with batch sizes that differ from call to call, and with more
-    than SGD with momentum and one step size: Adam, Nesterov momentum, weight decay or a state.
+    If one call cannot share launches, or shapes or settings differ, all run one after another, as
+    always on the CPU. Calls cannot share on autograd; with ``micro_batch``, ``shards``, ``state``,
+    ``return_state`` or an ``augment`` other than DSA; or with Adam, Nesterov momentum, weight decay
+    or several step sizes.
 
     Args:
         model: As for :func:`unroll`.
@@ -162,7 +163,7 @@ def unroll_together(model: nn.Module, calls: Sequence[Mapping[str, Any]]) -> lis
     first, *_ = given
     names = ("theta0", "images", "labels", "lr")
     inputs = [torch.stack([getattr(each, name) for each in given]) for name in names]
-    # In a step of all students, the images of each student are neighbours.
+    # Rows are ordered by step, then student, then image.
     indices = _by_step(each.flat.split(each.sizes) for each in given)
     rows = None if first.augment is None else _by_step(each.dsa_rows() for each in given)
     tape, keep = sum(each.tape_bytes for each in given), any(each.keep for each in given)

@@ -1,5 +1,6 @@
 #include "runtime/launch.h"
 
+#include <algorithm>
 #include <atomic>
 #include <deque>
 #include <map>
@@ -100,7 +101,8 @@ cudaError_t cudaEventRecord(cudaEvent_t event, cudaStream_t stream) {
 }
 
 cudaError_t cudaStreamWaitEvent(cudaStream_t stream, cudaEvent_t event, unsigned) {
-  streams()[stream].waited_for[event->stream] = event->launches;
+  size_t& waited = streams()[stream].waited_for[event->stream];
+  waited = std::max(waited, event->launches);
   run_waiting(streams()[event->stream], event->launches);
   return cudaSuccess;
 }

@@ -37,8 +37,8 @@ cudaError_t cudaDeviceGetAttribute(int* value, cudaDeviceAttr attribute, int dev
 
 // Streams that are made here are side streams; every other stream is a main stream, whose launches
 // run at once. A launch on a side stream runs at once or as late as its events allow, as the
-// schedule says (runtime/options.h). It is an error if it does not wait for all launches on main
-// streams before it: on a GPU it could run before them.
+// schedule says (runtime/options.h). Stricter than CUDA: it must itself wait for every earlier
+// launch on the main streams of its thread. Launches of PyTorch are not counted.
 cudaError_t cudaStreamCreateWithFlags(cudaStream_t* stream, unsigned flags);
 cudaError_t cudaEventCreateWithFlags(cudaEvent_t* event, unsigned flags);
 cudaError_t cudaEventRecord(cudaEvent_t event, cudaStream_t stream);
