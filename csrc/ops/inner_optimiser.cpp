@@ -4,7 +4,6 @@
 #include <string>
 
 #include "ops/student_checks.h"
-#include "ops/workspace.h"
 
 namespace trajmatch {
 
@@ -200,10 +199,7 @@ void InnerOptimiser::sweep(int64_t left, const Tensor& trajectory, const T* hess
 }
 
 Tensor InnerOptimiser::grad_lr(const Adjoint& adjoint, const Tensor& directional) const {
-  if (is_plain()) {
-    const Tensor sum = sum_over_rows(directional);
-    return view(sum, 0, sizes_of(lr_), contiguous_strides(sizes_of(lr_)));
-  }
+  if (is_plain()) return lr_.dim() == 0 ? sum_all(directional) : sum_over_rows(directional);
   return lr_.dim() == 0 ? sum_all(adjoint.grad_lr) : adjoint.grad_lr;
 }
 
