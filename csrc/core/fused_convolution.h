@@ -161,7 +161,7 @@ struct FusedConvolutionWeight {
   }
 };
 
-// What one launch reorders, for the same number of trajectories.
+// The weights that one launch reorders. All have the same number of trajectories.
 struct PackConvolutions {
   static constexpr int kMost = 16;
   PackConvolution each[kMost];

@@ -78,13 +78,15 @@ struct NormActPoolShape {
     return count == 1 ? 0 : trajectories * (over_batch ? 1 : batch) * count * 4 * channels;
   }
   int64_t images() const { return trajectories * batch; }
-  // CUDA: how the shares `partial` of all images, [K, B, 2, A], add up to the gradient `to` of the
-  // weight (`which` 0) or of the bias (1).
+  // CUDA: how the shares `partial` of all images, [K, B, 2, A], add up to the gradients of weight
+  // and bias.
   template <class T>
-  ShareSum<T> affine_sum(const T* partial, int64_t which, T* to) const {
-    const int64_t size = affine_size(), images_each = over_batch ? 1 : batch;
-    return {partial + which * size, to, images_each, 2 * size, size, images_each * 2 * size,
-            parameter_stride};
+  ShareSums<T> affine_sums(const T* partial, T* weight, T* bias) const {
+    const int64_t size = affine_size(), rows = over_batch ? 1 : batch, all = rows * 2 * size;
+    return {{{partial, weight, rows, 2 * size, size, all, parameter_stride},
+             {partial + size, bias, rows, 2 * size, size, all, parameter_stride}},
+            2,
+            trajectories};
   }
   // Number of means.
   int64_t statistics() const { return trajectories * (over_batch ? 1 : batch) * groups; }

@@ -92,7 +92,8 @@ void sgd_step_adjoint_partial(const SgdStepAdjoint<T>& params, int64_t begin, in
 template <class T>
 void sgd_step_adjoint_finish(const SgdStepAdjoint<T>& params);
 template <class T>
-void sgd_sweep(const SgdSweep<T>& params, int64_t begin, int64_t end);  // likewise
+void sgd_sweep(const SgdSweep<T>& params, int64_t begin,
+               int64_t end);  // elements of all trajectories
 }  // namespace cpu
 
 namespace cuda {

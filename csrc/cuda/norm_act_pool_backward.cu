@@ -154,13 +154,9 @@ void launch_norm_act_pool_backward(const NormActPoolBackward<T>& params, Stream 
                   plan.threads(), plan.shared_bytes(2), stream, params, plan.tiling, activation);
       });
   if (params.grad_weight == nullptr) return;
-  const NormActPoolShape& shape = params.shape;
-  const T* const partial = params.partial_grad_affine;
-  launch_sum_shares<T>({{shape.affine_sum(partial, 0, params.grad_weight),
-                         shape.affine_sum(partial, 1, params.grad_bias)},
-                        2,
-                        shape.trajectories},
-                       stream);
+  launch_sum_shares(
+      params.shape.affine_sums(params.partial_grad_affine, params.grad_weight, params.grad_bias),
+      stream);
 }
 
 template void launch_norm_act_pool_backward(const NormActPoolBackward<float>&, Stream);

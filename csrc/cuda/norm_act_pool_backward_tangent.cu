@@ -211,13 +211,9 @@ void launch_norm_act_pool_backward_tangent(const NormActPoolBackwardTangent<T>& 
                   plan.threads(), plan.shared_bytes(4), stream, params, plan.tiling, activation);
       });
   if (params.grad_weight_tangent == nullptr) return;
-  const NormActPoolShape& shape = params.shape;
-  const T* const partial = params.partial_grad_affine;
-  launch_sum_shares<T>({{shape.affine_sum(partial, 0, params.grad_weight_tangent),
-                         shape.affine_sum(partial, 1, params.grad_bias_tangent)},
-                        2,
-                        shape.trajectories},
-                       stream);
+  launch_sum_shares(params.shape.affine_sums(params.partial_grad_affine, params.grad_weight_tangent,
+                                             params.grad_bias_tangent),
+                    stream);
 }
 
 template void launch_norm_act_pool_backward_tangent(const NormActPoolBackwardTangent<float>&,

@@ -7,7 +7,7 @@
 namespace trajmatch::cuda {
 namespace {
 
-// What a thread keeps for each device.
+// The side stream of a thread on one device, and the event that orders it.
 struct Side {
   cudaStream_t stream = nullptr;
   // One event serves every order(): a wait refers to the last record before it.

@@ -112,8 +112,7 @@ void DeepBlock::backward() {
   const NormActPoolShape shape = call_.shape_of(block_.norm);
   const Device device(call_.like);
   float* const partial = write<float>(partial_affine());
-  call_.sum_later(shape.affine_sum(partial, 0, grads.norm_weight));
-  call_.sum_later(shape.affine_sum(partial, 1, grads.norm_bias));
+  call_.sum_later(shape.affine_sums(partial, grads.norm_weight, grads.norm_bias));
   const Operand grad = activation("fused_grad", grad_y);
   const Term along_weight{grad, weight_.turned, weight_.all.magnitudes};
   // The norm comes first in the backward pass: it turns the gradient in the output into the one in

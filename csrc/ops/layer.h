@@ -71,11 +71,15 @@ struct LayerCall {
   // Until then the sum is not there, and the shares must stay: no other layer may use their memory.
   void sum_later(const ShareSum<float>& sum) { sums_float.push_back(sum); }
   void sum_later(const ShareSum<double>& sum) { sums_double.push_back(sum); }
+  template <class T>
+  void sum_later(const ShareSums<T>& sums) {
+    for (int i = 0; i < sums.count; ++i) sum_later(sums.each[i]);
+  }
   // Zeros in a part of every trajectory's gradient: a sum of no shares on CUDA.
   template <class T>
   void clear_later(const Slice& slice) {
     T* const to = write<T>(grad_theta) + slice.offset;
-    sum_later({nullptr, to, 0, 0, slice.size, 0, network.num_parameters});
+    sum_later(ShareSum<T>{nullptr, to, 0, 0, slice.size, 0, network.num_parameters});
   }
   void add_shares();
 

@@ -174,8 +174,8 @@ void LayerStudent<T>::write_statistics(const Tensor& statistics) const {
   }
 }
 
-// Where a kernel adds up the shares `rows` of a loss: at `sums` [K], or nowhere on CUDA, where they
-// are added up later with those of the gradients.
+// Returns the place where a kernel adds up the shares `rows` of a loss: `sums` [K] on the CPU. On
+// CUDA there is none, because add_shares adds up the shares of losses too.
 template <class T>
 T* LayerStudent<T>::rows_sum(const Tensor& rows, const Tensor& sums) {
   T* const to = write<T>(sums);

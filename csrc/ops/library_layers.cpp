@@ -317,8 +317,7 @@ class NormActPool : public Layer {
                                            {shape_.images(), 2, own_.weight.size}, call_.like);
     }
     if (weight && adds_later) {
-      call_.sum_later(shape_.affine_sum(read<T>(partial), 0, write<T>(weight)));
-      call_.sum_later(shape_.affine_sum(read<T>(partial), 1, write<T>(bias)));
+      call_.sum_later(shape_.affine_sums(read<T>(partial), write<T>(weight), write<T>(bias)));
       weight = bias = std::nullopt;
     }
     if (call_.is_jvp) {

@@ -370,7 +370,7 @@ def _checked(
 def _checked_together(
     op: str, model: nn.Module, theta: Tensor, images: Tensor, labels: Any, *settings: Any
 ) -> tuple[EngineStudent | AutogradStudent | OneByOne, Point]:
-    """Check the arguments of ``K`` students by those of the first one."""
+    """Check the arguments of ``K`` students: sizes for all, everything else for the first one."""
     expect, count = Expect(op), len(theta)
     expect.that(count > 0, "theta", "have at least one row", list(theta.shape))
     for name, each in (("images", images), ("labels", labels)):

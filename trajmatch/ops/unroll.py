@@ -247,7 +247,7 @@ class _Call:
 
     @property
     def kind(self) -> Any:
-        """What students that share launches have in common; None for those that cannot."""
+        """Settings that students must have in common to share launches; None if this one cannot."""
         if not (self.one_operator and self.plain):
             return None
         tensors = (self.theta0, self.images, self.labels)

@@ -21,7 +21,7 @@ struct Problem {
   }
   int64_t images() const { return shape.trajectories * shape.batch; }
   int64_t parameters() const { return shape.trajectories * shape.parameter_stride; }
-  // Where the parameters of an image's trajectory begin.
+  // The offset of the parameters of an image's trajectory.
   int64_t parameters_of(int64_t image) const {
     return image / shape.batch * shape.parameter_stride;
   }
