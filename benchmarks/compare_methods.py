@@ -39,11 +39,11 @@ from bench.program import program
 from comparison import page
 from comparison.methods import (
     CIFAR10,
+    CIFAR10_EQUAL_TIME,
     CIFAR10_FIELD,
-    CIFAR10_HOUR,
+    EQUAL_TIME,
     EXPERTS,
     FIELD,
-    HOUR,
     METHODS,
     PAPERS,
     REAL,
@@ -73,7 +73,7 @@ HERE = Path(__file__).resolve().parent
 COMPARISONS = {
     "papers": (PAPERS, CIFAR10, "comparison"),
     "field": (FIELD, CIFAR10_FIELD, "comparison_field"),
-    "hour": (HOUR, CIFAR10_HOUR, "comparison_hour"),
+    "equal-time": (EQUAL_TIME, CIFAR10_EQUAL_TIME, "comparison_equal_time"),
 }
 
 

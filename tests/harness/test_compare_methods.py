@@ -255,7 +255,7 @@ def test_an_unfinished_record_says_what_it_has(whole) -> None:
     [
         ("comparison", "result"),
         ("comparison_field", "result of comparison_field"),
-        ("comparison_hour", "result of comparison_hour"),
+        ("comparison_equal_time", "result of comparison_equal_time"),
     ],
 )
 def test_the_page_is_what_the_record_says(name: str, part: str) -> None:
