@@ -172,22 +172,28 @@ def test_images_that_blocks_share_are_exact(emulated_module: Path) -> None:
     assert done.returncode == 0, done.stderr
 
 
-#: Prints the launches of an unroll and its adjoint, for one student and for four.
+#: Prints the launches of a step and its adjoint, with augmentation, for one student and for four.
 LAUNCHES = """
 import ctypes, emulated_module, os, sys, torch
 from trajmatch import networks, ops
+from trajmatch.data import DSA
 
 count = ctypes.CDLL(os.environ["TRAJMATCH_EMULATED_MODULE"]).emulator_launches
 model = networks.ConvNet(3, 4, 32, width=32, depth=3)
 theta = networks.flat_parameters(model).requires_grad_()
 images, labels = torch.randn(1, 3, 32, 32, requires_grad=True), torch.tensor([3])
-call = dict(theta0=theta, images=images, labels=labels, lr=0.1, batches=[[0]], momentum=0.5)
+call = dict(theta0=theta, images=images, labels=labels, lr=0.1, momentum=0.5)
+call["augment"] = DSA().replay(seed=0)
+
+def launches(students, steps):
+    before = count()
+    ends = ops.unroll_together(model, [{**call, "batches": [[0]] * steps}] * students)
+    torch.autograd.grad(torch.stack(ends).sum(), images)
+    return count() - before
+
 with ops.cuda_blocks(sys.argv[1]):
     for students in (1, 4):
-        before = count()
-        ends = ops.unroll_together(model, [call] * students)
-        torch.autograd.grad(torch.stack(ends).sum(), images)
-        print(count() - before)
+        print(launches(students, 2) - launches(students, 1))
 """
 
 
@@ -201,7 +207,7 @@ def test_students_together_take_the_launches_of_one(emulated_module: Path, block
     )
     assert done.returncode == 0, done.stderr
     one, four = map(int, done.stdout.split())
-    print(f"\n{blocks}: {one} launches for one student, {four} for four")
+    print(f"\n{blocks}: {one} launches a step for one student, {four} for four")
     assert one == four > 20
 
 

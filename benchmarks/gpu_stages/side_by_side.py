@@ -76,25 +76,22 @@ def experts(size: Size, count: int, settings: Settings, replay: bool) -> Callabl
         (torch.arange(size.batch) % size.num_classes).to(device),
         ChannelNormalisation((0.5,) * 3, (0.25,) * 3, device).apply,
     )
-    states = []
-    for _ in range(count):
-        networks.initialise(model, draw)
-        states.append(ExpertState.begin(model, step.optimiser))
+    state = ExpertState.begin(model, step.optimiser, [draw] * count)
     batch = Batch(
-        torch.stack([torch.randperm(size.batch, generator=draw) for _ in states]).to(device),
+        torch.stack([torch.randperm(size.batch, generator=draw) for _ in range(count)]).to(device),
         torch.empty(count, size.batch, 0, dtype=torch.float64, device=device),
         torch.full((count,), 0.01, device=device),
         torch.ones(count, device=device),
     )
-    take = partial(step, states)
+    take = partial(step, state)
     if replay:
-        take = steps_for(step, states, torch.device(device), record_for(settings))
+        take = steps_for(step, state, torch.device(device), record_for(settings))
 
     def loop() -> list[Tensor]:
         with torch.no_grad():
             for _ in range(size.steps):
                 take(batch)
-        return [state.theta.clone() for state in states]
+        return [*state.theta.clone()]
 
     return loop
 

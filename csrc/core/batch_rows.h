@@ -2,9 +2,9 @@
 //   gather:   out[i] = rows[index[i]]
 //   scatter:  rows[index[i]] += scale * grad[i], where repeated rows are added in the order of i
 // K trajectories (students trained side by side) may share a call: each has its own n rows, and its
-// own B entries that name them. On CUDA the indices have not been checked beforehand. An
-// index outside [0, n) gathers NaN (-1 for integers, which is not a valid class) and scatters
-// nothing.
+// own B entries that name them. A gather may take the batches of S steps at once. On CUDA the
+// indices have not been checked beforehand. An index outside [0, n) gathers NaN (-1 for integers,
+// which is not a valid class) and scatters nothing.
 #pragma once
 
 #include <cstdint>
@@ -13,28 +13,41 @@
 
 namespace trajmatch {
 
-template <class T>
-struct GatherRows {
-  int64_t count, num_rows, row_size;  // B, n, R
-  const T* rows;                      // [K, n, R]
-  const int64_t* index;               // [K, B], values in [0, n)
-  T* out;                             // [K, B, R]
-  int64_t trajectories = 1;           // K
+// The rows that batches name.
+struct BatchIndex {
+  const int64_t* index;      // [S, K, B], values in [0, n)
+  int64_t count, num_rows;   // B, n
+  int64_t trajectories = 1;  // K
+
+  // The row of an entry among those of all trajectories, or -1 if its index is outside [0, n).
+  TM_HD int64_t row(int64_t entry) const {
+    const int64_t own = index[entry];
+    if (own < 0 || own >= num_rows) return -1;
+    return trajectories == 1 ? own : entry / count % trajectories * num_rows + own;
+  }
 };
 
 template <class T>
+struct GatherRows {
+  BatchIndex batches;
+  int64_t entries, row_size;  // S K B, R
+  const T* rows;              // [K, n, R]
+  T* out;                     // [S, K, B, R]
+};
+
+// Of one step, S = 1.
+template <class T>
 struct ScatterAddRows {
-  int64_t count, num_rows, row_size;  // B, n, R
-  const T* grad;                      // [K, B, R]
-  const int64_t* index;               // [K, B], values in [0, n)
-  const T* scale;                     // [K], on the same device as the rows
-  T* rows;                            // [K, n, R], updated in place
-  int64_t trajectories = 1;           // K
+  BatchIndex batch;
+  int64_t row_size;  // R
+  const T* grad;     // [K, B, R]
+  const T* scale;    // [K], on the same device as the rows
+  T* rows;           // [K, n, R], updated in place
 };
 
 namespace cpu {
 template <class T>
-void gather_rows(const GatherRows<T>& params, int64_t begin, int64_t end);  // rows of out, K B
+void gather_rows(const GatherRows<T>& params, int64_t begin, int64_t end);  // entries
 // Columns [begin, end) of every row: splitting by column keeps equal indices in one thread.
 template <class T>
 void scatter_add_rows(const ScatterAddRows<T>& params, int64_t begin, int64_t end);

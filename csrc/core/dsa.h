@@ -22,6 +22,7 @@
 
 #include <cstdint>
 
+#include "core/batch_rows.h"
 #include "core/macros.h"
 
 namespace trajmatch {
@@ -39,8 +40,15 @@ struct Dsa {
   bool channels_last;        // images are [B, H, W, C] instead of [B, C, H, W]
   const double* parameters;  // [B, 5]
   const T* in;               // [B, C, H, W] images, or their gradient in the backward pass
-  T* out;                    // same shape and layout as in; must not alias it
+  T* out;                    // [B, C, H, W] in the same layout; must not alias `in`
+  // The images of a batch, if `in` holds more of them, in another order, than `out`: out[i] comes
+  // from the row of entry i. On CUDA, a row that does not exist gives NaN.
+  BatchIndex batch_index{};
 
+  // The image that a sample is made from, or -1 if it does not exist.
+  TM_HD int64_t source(int64_t sample) const {
+    return batch_index.index == nullptr ? sample : batch_index.row(sample);
+  }
   TM_HD int64_t pixels() const { return height * width; }
   TM_HD int64_t image_size() const { return channels * height * width; }
   // Strides, in elements.

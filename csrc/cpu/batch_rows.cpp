@@ -8,18 +8,16 @@ namespace trajmatch::cpu {
 template <class T>
 void gather_rows(const GatherRows<T>& p, int64_t begin, int64_t end) {
   for (int64_t i = begin; i < end; ++i) {
-    const int64_t row = i / p.count * p.num_rows + p.index[i];
-    std::copy_n(p.rows + row * p.row_size, p.row_size, p.out + i * p.row_size);
+    std::copy_n(p.rows + p.batches.row(i) * p.row_size, p.row_size, p.out + i * p.row_size);
   }
 }
 
 template <class T>
 void scatter_add_rows(const ScatterAddRows<T>& p, int64_t begin, int64_t end) {
-  for (int64_t i = 0; i < p.trajectories * p.count; ++i) {
-    const int64_t trajectory = i / p.count;
-    const T scale = p.scale[trajectory];
+  for (int64_t i = 0; i < p.batch.trajectories * p.batch.count; ++i) {
+    const T scale = p.scale[i / p.batch.count];
     const T* grad = p.grad + i * p.row_size;
-    T* row = p.rows + (trajectory * p.num_rows + p.index[i]) * p.row_size;
+    T* row = p.rows + p.batch.row(i) * p.row_size;
     for (int64_t column = begin; column < end; ++column) row[column] += scale * grad[column];
   }
 }

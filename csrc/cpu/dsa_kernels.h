@@ -311,7 +311,7 @@ void dsa(const Dsa<T>& p, int64_t begin, int64_t end) {
   bool fits = false;
   for (int64_t b = begin; b < end; ++b) {
     const double* const row = p.parameters + b * kDsaColumns;
-    const T* const in = p.in + b * p.image_size();
+    const T* const in = p.in + p.source(b) * p.image_size();
     T* const out = p.out + b * p.image_size();
     switch (static_cast<DsaKind>(static_cast<int>(row[0]))) {
       case DsaKind::kColor:

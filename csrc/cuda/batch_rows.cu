@@ -32,20 +32,13 @@ __device__ __forceinline__ T no_value() {
   return std::is_integral<T>::value ? T(-1) : T(nan(""));
 }
 
-// Entries are fewer than blocks, so 32 bits are enough.
-__device__ __forceinline__ int64_t trajectory_of(int64_t entry, int64_t count) {
-  return static_cast<unsigned>(entry) / static_cast<unsigned>(count);
-}
-
 template <class T>
 __global__ void __launch_bounds__(kThreads) gather_rows_kernel(GatherRows<T> p, unsigned tiles) {
   const int64_t entry = blockIdx.x / tiles;
   const int64_t column = static_cast<int64_t>(blockIdx.x % tiles) * kThreads + threadIdx.x;
   if (column >= p.row_size) return;
-  const int64_t row = p.index[entry], rows_before = trajectory_of(entry, p.count) * p.num_rows;
-  p.out[entry * p.row_size + column] = row >= 0 && row < p.num_rows
-                                           ? p.rows[(rows_before + row) * p.row_size + column]
-                                           : no_value<T>();
+  const int64_t row = p.batches.row(entry);
+  p.out[entry * p.row_size + column] = row < 0 ? no_value<T>() : p.rows[row * p.row_size + column];
 }
 
 template <class T>
@@ -53,16 +46,18 @@ __global__ void __launch_bounds__(kThreads)
     scatter_add_rows_kernel(ScatterAddRows<T> p, unsigned tiles) {
   const int64_t entry = blockIdx.x / tiles;
   const int64_t column = static_cast<int64_t>(blockIdx.x % tiles) * kThreads + threadIdx.x;
-  const int64_t row = p.index[entry];
-  if (row < 0 || row >= p.num_rows) return;
-  const int64_t lane = threadIdx.x % kWarpSize, trajectory = trajectory_of(entry, p.count);
+  const int64_t row = p.batch.row(entry);
+  if (row < 0) return;
+  // Entries are fewer than blocks, so 32 bits are enough.
+  const int64_t lane = threadIdx.x % kWarpSize,
+                trajectory = static_cast<unsigned>(entry) / static_cast<unsigned>(p.batch.count);
   const T scale = p.scale[trajectory];
-  T* const to = p.rows + (trajectory * p.num_rows + row) * p.row_size + column;
+  T* const to = p.rows + row * p.row_size + column;
   T sum = T(0);
-  const int64_t end = (trajectory + 1) * p.count;
-  for (int64_t first = trajectory * p.count; first < end; first += kWarpSize) {
+  const int64_t end = (trajectory + 1) * p.batch.count;
+  for (int64_t first = trajectory * p.batch.count; first < end; first += kWarpSize) {
     const int64_t other = first + lane;
-    unsigned same = __ballot_sync(kFullWarp, other < end && p.index[other] == row);
+    unsigned same = __ballot_sync(kFullWarp, other < end && p.batch.row(other) == row);
     for (; same != 0; same &= same - 1) {
       const int64_t from = first + __ffs(static_cast<int>(same)) - 1;
       if (from < entry) return;  // the block of that earlier entry adds this one too
@@ -80,18 +75,19 @@ __global__ void __launch_bounds__(kThreads)
 
 template <class T>
 void launch_gather_rows(const GatherRows<T>& params, Stream stream) {
-  if (params.count == 0 || params.row_size == 0) return;
+  if (params.entries == 0 || params.row_size == 0) return;
   const unsigned tiles = column_tiles(params.row_size);
-  TM_LAUNCH(gather_rows_kernel<T>, grid_size(params.trajectories * params.count * tiles), kThreads,
-            0, stream, params, tiles);
+  TM_LAUNCH(gather_rows_kernel<T>, grid_size(params.entries * tiles), kThreads, 0, stream, params,
+            tiles);
 }
 
 template <class T>
 void launch_scatter_add_rows(const ScatterAddRows<T>& params, Stream stream) {
-  if (params.count == 0 || params.row_size == 0) return;
+  const int64_t entries = params.batch.trajectories * params.batch.count;
+  if (entries == 0 || params.row_size == 0) return;
   const unsigned tiles = column_tiles(params.row_size);
-  TM_LAUNCH(scatter_add_rows_kernel<T>, grid_size(params.trajectories * params.count * tiles),
-            kThreads, 0, stream, params, tiles);
+  TM_LAUNCH(scatter_add_rows_kernel<T>, grid_size(entries * tiles), kThreads, 0, stream, params,
+            tiles);
 }
 
 template void launch_gather_rows(const GatherRows<float>&, Stream);

@@ -3,10 +3,11 @@
 // Up to kMaxTiles blocks share the pixels of a sample. A thread computes one output pixel at a
 // time, with all its channels, and neighbouring threads take neighbouring pixels. All threads of a
 // block have the same kind of transform, so the choice of kind causes no warp divergence. For the
-// mean that the colour transform needs, every block of the sample sums the whole image, in float64
-// and in the same order, because a second launch would cost more. In the backward pass of the
+// mean that the colour transform needs, every block of the sample sums the whole image, in the same
+// order (float32 compensated), because a second launch would cost more. In the backward pass of the
 // sampling, a thread takes one input pixel and searches, row by row, the few output pixels that may
-// have sampled it. Deterministic. `in` and `out` must not alias. An unknown kind gives NaN.
+// have sampled it. Deterministic. `in` and `out` must not alias. An unknown kind, or an image that
+// does not exist, gives NaN.
 //
 // Bytes per value in float32: 4 read + 4 written. At the 4.3 TB/s of an H200, a batch of 256 images
 // of 3 x 32 x 32 takes 1.5 microseconds. Smaller batches cost about a launch.
@@ -29,8 +30,8 @@ constexpr int kChannels = 4;
 // The input and output image of one sample, its row of parameters, and their sizes.
 template <class T>
 struct Sample {
-  __device__ __forceinline__ Sample(const Dsa<T>& p, int64_t sample)
-      : in(p.in + sample * p.image_size()),
+  __device__ __forceinline__ Sample(const Dsa<T>& p, int64_t sample, int64_t source)
+      : in(p.in + source * p.image_size()),
         out(p.out + sample * p.image_size()),
         row(p.parameters + sample * kDsaColumns),
         channels(static_cast<int>(p.channels)),
@@ -65,10 +66,11 @@ __device__ __forceinline__ void for_pixels(const Sample<T>& s, unsigned tiles, c
 template <class T>
 __device__ __forceinline__ void color(const Sample<T>& s, const DsaColor& map, unsigned tiles) {
   TM_SHARED(double, mean, 1);
-  double sum[1] = {0.0};
+  LongSum<T> own_sum{};
   for (int i = static_cast<int>(threadIdx.x); i < s.channels * s.height * s.width; i += kThreads) {
-    sum[0] += s.in[i];
+    own_sum += s.in[i];
   }
+  double sum[1] = {own_sum};
   block_sum<kThreads>(sum);
   if (threadIdx.x == 0) mean[0] = sum[0];
   __syncthreads();
@@ -185,8 +187,10 @@ __device__ __forceinline__ void sample_backward(const Sample<T>& s, const DsaSam
 
 template <class T>
 __global__ void __launch_bounds__(kThreads, kMinBlocks) dsa_kernel(Dsa<T> p, unsigned tiles) {
-  const Sample<T> s(p, blockIdx.x / tiles);
-  switch (static_cast<DsaKind>(static_cast<int>(s.row[0]))) {
+  const int64_t sample_number = blockIdx.x / tiles, source = p.source(sample_number);
+  const Sample<T> s(p, sample_number, source);
+  const int kind = source < 0 ? -1 : static_cast<int>(s.row[0]);
+  switch (static_cast<DsaKind>(kind)) {
     case DsaKind::kColor:
       color(s, DsaColor(p, s.row), tiles);
       break;

@@ -242,27 +242,9 @@ struct AnyActivation {
   }
 };
 
-// Kahan sum of float32 values: the error is about one rounding, however many there are. GeForce
-// GPUs add float64 at 1/32 or 1/64 of the rate of float32. An infinite value makes the sum NaN.
-class CompensatedSum {
- public:
-  __device__ __forceinline__ CompensatedSum& operator+=(float value) {
-    const float corrected = value - excess_, sum = sum_ + corrected;
-    excess_ = (sum - sum_) - corrected;
-    sum_ = sum;
-    return *this;
-  }
-  __device__ __forceinline__ operator double() const {
-    return static_cast<double>(sum_) - static_cast<double>(excess_);
-  }
-
- private:
-  float sum_ = 0.0f, excess_ = 0.0f;
-};
-
 // The sum of a thread's own pixels. A thread of the held kernel has few pixels, one of the general
 // kernel may have thousands.
 template <class T, bool held>
-using Partial = std::conditional_t<held || std::is_same_v<T, double>, T, CompensatedSum>;
+using Partial = std::conditional_t<held, T, LongSum<T>>;
 
 }  // namespace trajmatch::cuda

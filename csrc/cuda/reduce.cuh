@@ -3,12 +3,36 @@
 // grid take a second launch. No kernel waits for another block or uses atomic adds.
 #pragma once
 
+#include <type_traits>
+
 #include "cuda/launch.cuh"
 
 namespace trajmatch::cuda {
 
 constexpr unsigned kFullWarp = 0xffffffffu;
 constexpr int kWarpSize = 32;
+
+// Kahan sum of float32 values: the error is about one rounding, however many there are. GeForce
+// GPUs add float64 at 1/32 or 1/64 of the rate of float32. An infinite value makes the sum NaN.
+class CompensatedSum {
+ public:
+  __device__ __forceinline__ CompensatedSum& operator+=(float value) {
+    const float corrected = value - excess_, sum = sum_ + corrected;
+    excess_ = (sum - sum_) - corrected;
+    sum_ = sum;
+    return *this;
+  }
+  __device__ __forceinline__ operator double() const {
+    return static_cast<double>(sum_) - static_cast<double>(excess_);
+  }
+
+ private:
+  float sum_ = 0.0f, excess_ = 0.0f;
+};
+
+// The sum of many values by one thread.
+template <class T>
+using LongSum = std::conditional_t<std::is_same_v<T, double>, double, CompensatedSum>;
 
 // The sum over the 32 lanes of a warp, returned to every lane.
 template <class T>

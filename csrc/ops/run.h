@@ -170,14 +170,14 @@ void run(const OptimiserSweep<T>& params, const Device& device) {
 template <class T>
 void run(const GatherRows<T>& params, const Device& device) {
   TM_ON_CUDA(launch_gather_rows)
-  in_parallel(params.trajectories * params.count, 1 + kElementGrain / (params.row_size + 1),
+  in_parallel(params.entries, 1 + kElementGrain / (params.row_size + 1),
               [&](int64_t b, int64_t e) { cpu::gather_rows(params, b, e); });
 }
 
 template <class T>
 void run(const ScatterAddRows<T>& params, const Device& device) {
   TM_ON_CUDA(launch_scatter_add_rows)
-  in_parallel(params.row_size, 1 + kElementGrain / (params.count + 1),
+  in_parallel(params.row_size, 1 + kElementGrain / (params.batch.count + 1),
               [&](int64_t b, int64_t e) { cpu::scatter_add_rows(params, b, e); });
 }
 

@@ -116,7 +116,7 @@ bool Student<T>::each_trajectory(const StudentProblem& problem, const Body& body
     one.theta.begin += k * one.theta.size;
     one.images = part_of(problem.images, k, trajectories);
     if (problem.loss != StudentLoss::kSumLogits) {
-      one.labels = part_of(problem.labels, k, trajectories);
+      one.labels = *part_of(std::optional(problem.labels), k, trajectories);
     }
     body(k, one);
   }

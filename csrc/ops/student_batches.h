@@ -78,31 +78,32 @@ class Batches {
     if (augmentation) {
       check_dsa_parameters(check, *augmentation, "augmentation", theta, "theta", total);
       augmentation_ = as_contiguous(*augmentation);
-      augmented_ = image_rows();
     }
     step_images_ = image_rows();
-    step_labels_ = label_rows();
+    const Device device(theta);
+    step_labels_ = labels_.scalar_type() == ScalarType::Long
+                       ? labels_of_steps<int64_t>(device)
+                       : with_dtype(labels_, [&](auto type) {
+                           return labels_of_steps<decltype(type)>(device);
+                         });
   }
 
   int64_t steps() const { return static_cast<int64_t>(sizes_.size()); }
 
-  // The problem of one step. Its images and labels are valid until the next gather, and with
-  // augmentation until the next scatter_images.
+  // The problem of one step. Its images are valid until the next gather, and with augmentation
+  // until the next scatter_images.
   template <class T>
   StudentProblem gather(int64_t step, const VectorPart& theta, double scale,
                         const Device& device) const {
-    const int64_t count = sizes_[step];
-    const int64_t* index = read<int64_t>(indices_) + begins_[step];
-    const Tensor &images = step_images_->of(count), &labels = step_labels_->of(count);
-    gather_rows<T>(images_, index, images, device);
-    if (labels.scalar_type() == ScalarType::Long) {
-      gather_rows<int64_t>(labels_, index, labels, device);
+    const Tensor& images = step_images_->of(sizes_[step]);
+    if (augmentation_) {
+      augment<T>(DsaPass::kForward, step, images_, images, device, entries(step));
     } else {
-      gather_rows<T>(labels_, index, labels, device);
+      gather_rows<T>(entries(step), images_, sizes_[step], write<T>(images), device);
     }
-    const Tensor& shown =
-        augmentation_ ? augmented<T>(DsaPass::kForward, step, images, device) : images;
-    return {theta, shown, labels, loss_, scale, trajectories_};
+    const int64_t size = row_size(labels_);
+    const VectorPart labels{*step_labels_, begins_[step] * size, sizes_[step] * size};
+    return {theta, images, labels, loss_, scale, trajectories_};
   }
 
   int64_t trajectories() const { return trajectories_; }
@@ -127,7 +128,9 @@ class Batches {
   void scatter_images(int64_t step, const Tensor& grad, const Tensor& lr, const Tensor& total,
                       const Device& device) const {
     if (augmentation_) {
-      scatter<T>(step, augmented<T>(DsaPass::kBackward, step, grad, device), lr, total, device);
+      const Tensor& images = step_images_->of(sizes_[step]);
+      augment<T>(DsaPass::kBackward, step, grad, images, device);
+      scatter<T>(step, images, lr, total, device);
     } else {
       scatter<T>(step, grad, lr, total, device);
     }
@@ -137,30 +140,49 @@ class Batches {
   template <class T>
   void scatter(int64_t step, const Tensor& grad, const Tensor& lr, const Tensor& total,
                const Device& device) const {
-    run(ScatterAddRows<T>{sizes_[step] / trajectories_, rows_, row_size(grad), read<T>(grad),
-                          read<int64_t>(indices_) + begins_[step], read<T>(lr), write<T>(total),
-                          trajectories_},
+    run(ScatterAddRows<T>{entries(step), row_size(grad), read<T>(grad), read<T>(lr),
+                          write<T>(total)},
         device);
   }
 
  private:
-  // Runs one pass of the augmentation over the images of a step (channels-last). The result is
-  // valid until the next pass.
+  // The rows of the synthetic sets that a step names.
+  BatchIndex entries(int64_t step) const {
+    return {read<int64_t>(indices_) + begins_[step], sizes_[step] / trajectories_, rows_,
+            trajectories_};
+  }
+
+  // Runs one pass of the augmentation of a step over channels-last images.
   template <class T>
-  const Tensor& augmented(DsaPass pass, int64_t step, const Tensor& images,
-                          const Device& device) const {
+  void augment(DsaPass pass, int64_t step, const Tensor& from, const Tensor& to,
+               const Device& device, const BatchIndex& batch = {}) const {
     const double* rows = read<double>(*augmentation_) + begins_[step] * kDsaColumns;
-    const Tensor& result = augmented_->of(sizes_[step]);
-    run_dsa<T>(pass, images, rows, true, result, device);
-    return result;
+    run_dsa<T>(pass, from, rows, true, to, device, batch);
   }
 
   template <class T>
-  void gather_rows(const Tensor& from, const int64_t* index, const Tensor& to,
-                   const Device& device) const {
-    run(GatherRows<T>{to.size(0) / trajectories_, rows_, row_size(to), read<T>(from), index,
-                      write<T>(to), trajectories_},
-        device);
+  static void gather_rows(const BatchIndex& batches, const Tensor& from, int64_t count, T* to,
+                          const Device& device) {
+    run(GatherRows<T>{batches, count, row_size(from), read<T>(from), to}, device);
+  }
+
+  // The labels of all steps, one after the other. A launch gathers those of several steps: for one
+  // trajectory of all, otherwise of steps of the same size.
+  template <class T>
+  Tensor labels_of_steps(const Device& device) const {
+    Ints sizes = sizes_of(labels_);
+    sizes[0] = indices_.numel();
+    const Tensor result = empty(sizes, labels_);
+    for (int64_t step = 0, end; step < steps(); step = end) {
+      int64_t count = 0;
+      for (end = step; end < steps() && (trajectories_ == 1 || sizes_[end] == sizes_[step]);
+           ++end) {
+        count += sizes_[end];
+      }
+      gather_rows<T>(entries(step), labels_, count,
+                     write<T>(result) + begins_[step] * row_size(labels_), device);
+    }
+    return result;
   }
 
   static int64_t row_size(const Tensor& tensor) { return tensor.numel() / tensor.size(0); }
@@ -180,7 +202,8 @@ class Batches {
   Tensor images_, labels_, indices_;
   OptionalTensor augmentation_;
   Ints sizes_, begins_;  // of each step's indices, K B
-  std::optional<StepRows> step_images_, step_labels_, augmented_;
+  std::optional<StepRows> step_images_;
+  OptionalTensor step_labels_;
 };
 
 }  // namespace trajmatch

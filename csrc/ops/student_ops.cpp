@@ -30,7 +30,7 @@ StudentProblem student_problem(const Check& check, const Network& network, const
   check_labels_of(check, kind, labels, theta, "theta", images.size(theta.dim() - 1), network);
   return {VectorPart::whole(as_contiguous(theta)),
           inputs,
-          kind == StudentLoss::kSumLogits ? labels : joined_trajectories(theta, labels),
+          VectorPart::whole(as_contiguous(labels)),
           kind,
           scale,
           trajectories_of(theta)};

@@ -14,13 +14,14 @@ namespace trajmatch {
 // kSumLogits.
 struct StudentProblem {
   VectorPart theta;  // K P parameters
-  Tensor images, labels;
+  Tensor images;
+  VectorPart labels;
   StudentLoss loss;
   double scale;              // constant factor of the loss; not used by kSumLogits
   int64_t trajectories = 1;  // K
 
   bool soft_labels() const {
-    return loss != StudentLoss::kSumLogits && labels.scalar_type() != ScalarType::Long;
+    return loss != StudentLoss::kSumLogits && labels.base.scalar_type() != ScalarType::Long;
   }
 };
 

@@ -52,7 +52,7 @@ def record(monkeypatch: pytest.MonkeyPatch) -> Counting:
     """Lets all experts be trained by replays of what this recorded."""
     counting = Counting()
     monkeypatch.setattr(
-        trajectory, "steps_for", lambda step, states, device: steps_for(step, states, CPU, counting)
+        trajectory, "steps_for", lambda step, state, device: steps_for(step, state, CPU, counting)
     )
     return counting
 
@@ -95,7 +95,8 @@ def written_out(
     networks.initialise(model, generator(seed, "expert", expert, "initialisation"))
     order = generator(seed, "expert", expert, "order")
     augmentation, dsa = generator(seed, "expert", expert, "dsa"), DSA(recipe["dsa"])
-    theta, buffer = networks.flat_parameters(model), None
+    theta = networks.flat_parameters(model)
+    buffer = torch.zeros_like(theta)
     snapshots, losses = [theta], []
     for epoch in range(recipe["epochs"]):
         total = torch.zeros((), dtype=torch.float64)
@@ -106,7 +107,8 @@ def written_out(
             loss, grad = ops.gradient(model, theta, inputs, dataset.train_labels[batch])
             if recipe["weight_decay"]:
                 grad = grad.add(theta, alpha=recipe["weight_decay"])
-            theta, buffer = ops.sgd_step(theta, grad, recipe["lr"], buffer, recipe["momentum"])
+            buffer = grad.add(buffer, alpha=recipe["momentum"])
+            theta = theta.addcmul(torch.tensor(recipe["lr"]), buffer, value=-1)
             total += loss * len(batch)
         snapshots.append(theta)
         losses.append(total.item() / len(shuffled))
@@ -214,8 +216,8 @@ PARTS = {
 
 def group(
     count: int, device: str = "cpu", norm: str = "instance", **parts: Any
-) -> tuple[ExpertStep, list[ExpertState]]:
-    """A step on ten random images, and states that begin in different places."""
+) -> tuple[ExpertStep, ExpertState]:
+    """A step on ten random images, and experts that begin in different places."""
     draw = generator(0, "group")
     model = networks.ConvNet(1, 3, 8, width=4, depth=2, norm=norm).to(device)
     pixels = torch.randint(0, 256, (10, 1, 8, 8), generator=draw, dtype=torch.uint8)
@@ -227,11 +229,7 @@ def group(
         ChannelNormalisation((0.5,), (0.25,), device).apply,
         **parts,
     )
-    states = []
-    for _ in range(count):
-        networks.initialise(model, draw)
-        states.append(ExpertState.begin(model, step.optimiser))
-    return step, states
+    return step, ExpertState.begin(model, step.optimiser, [draw] * count)
 
 
 def batches(count: int, number: int, size: int = 6, device: str = "cpu") -> Batch:
@@ -246,18 +244,15 @@ def batches(count: int, number: int, size: int = 6, device: str = "cpu") -> Batc
     )
 
 
-def assert_same_steps(
-    count: int, replayed: TakeSteps, states: list[ExpertState], **choices: Any
-) -> None:
-    plain_step, plain_states = group(count, **choices)
-    plain = steps_for(plain_step, plain_states, CPU)
+def assert_same_steps(count: int, replayed: TakeSteps, state: ExpertState, **choices: Any) -> None:
+    plain_step, plain_state = group(count, **choices)
+    plain = steps_for(plain_step, plain_state, CPU)
     losses = []
     for number, size in enumerate([6, 6, 4, 6, 4, 6]):
         losses.append(replayed(batches(count, number, size)))
         assert torch.equal(losses[-1], plain(batches(count, number, size)))
-        for state, wanted in zip(states, plain_states, strict=True):
-            found, expected = state.tensors(), wanted.tensors()
-            assert all(torch.equal(found[name], expected[name]) for name in expected)
+        found, expected = state.tensors(), plain_state.tensors()
+        assert all(torch.equal(found[name], expected[name]) for name in expected)
     assert len({float(each[0]) for each in losses}) == len(losses)  # none was overwritten
 
 
@@ -265,28 +260,28 @@ def assert_same_steps(
 @pytest.mark.parametrize("count", [1, 2, 3])
 def test_replays_read_batch_and_learning_rate_anew(count, parts) -> None:
     record = Counting()
-    step, states = group(count, **PARTS[parts])
-    assert_same_steps(count, steps_for(step, states, CPU, record), states, **PARTS[parts])
+    step, state = group(count, **PARTS[parts])
+    assert_same_steps(count, steps_for(step, state, CPU, record), state, **PARTS[parts])
     assert (record.recordings, record.replays) == (2, 2 + 4)  # the first are compared with calls
 
 
 def test_every_expert_has_statistics_of_its_own() -> None:
-    step, states = group(2, norm="batch")
-    assert len(states[0].statistics) > 0
-    assert_same_steps(2, steps_for(step, states, CPU, Counting()), states, norm="batch")
-    assert not torch.equal(states[0].statistics, states[1].statistics)
+    step, state = group(2, norm="batch")
+    assert state.statistics.numel() > 0
+    assert_same_steps(2, steps_for(step, state, CPU, Counting()), state, norm="batch")
+    assert not torch.equal(*state.statistics)
     alone_step, alone = group(1, norm="batch")
     plain = steps_for(alone_step, alone, CPU)
     for number, size in enumerate([6, 6, 4, 6, 4, 6]):
         plain(Batch(*(each[:1] for each in batches(2, number, size))))
-    assert torch.equal(alone[0].statistics, states[0].statistics)
+    assert torch.equal(alone.statistics, state.statistics[:1])
 
 
 def test_steps_that_cannot_be_recorded_are_called_and_it_is_said_once() -> None:
-    step, states = group(2)
-    steps = steps_for(step, states, CPU, refuse)
+    step, state = group(2)
+    steps = steps_for(step, state, CPU, refuse)
     with pytest.warns(RuntimeWarning, match="without a CUDA graph.*not permitted") as told:
-        assert_same_steps(2, steps, states)
+        assert_same_steps(2, steps, state)
     assert len(told) == 1
 
 
@@ -295,26 +290,24 @@ def test_a_recording_that_fails_half_way_changes_no_state() -> None:
         function()
         raise RuntimeError("out of memory")
 
-    step, states = group(2)
+    step, state = group(2)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", RuntimeWarning)
-        assert_same_steps(2, steps_for(step, states, CPU, half_way), states)
+        assert_same_steps(2, steps_for(step, state, CPU, half_way), state)
 
 
 @pytest.mark.cuda
 @pytest.mark.parametrize("count", [1, 3])
 def test_a_cuda_graph_takes_the_steps_of_calls(count) -> None:
-    step, states = group(count, "cuda")
-    plain_step, plain_states = group(count, "cuda")
-    plain = steps_for(plain_step, plain_states, CPU)
-    replayed = steps_for(step, states, torch.device("cuda"))
+    step, state = group(count, "cuda")
+    plain_step, plain_state = group(count, "cuda")
+    plain = steps_for(plain_step, plain_state, CPU)
+    replayed = steps_for(step, state, torch.device("cuda"))
     with torch.no_grad(), warnings.catch_warnings():
         warnings.simplefilter("error")  # it would say that recording failed
         for number, size in enumerate([6, 6, 4, 6, 4, 6]):
             found = replayed(batches(count, number, size, "cuda"))
             wanted = plain(batches(count, number, size, "cuda"))
             torch.testing.assert_close(found, wanted, rtol=1e-4, atol=1e-6)
-    for state, wanted_state in zip(states, plain_states, strict=True):
-        torch.testing.assert_close(state.theta, wanted_state.theta, rtol=1e-3, atol=1e-5)
-        found, wanted = state.memory["momentum"], wanted_state.memory["momentum"]
-        torch.testing.assert_close(found, wanted, rtol=1e-3, atol=1e-5)
+    for name, wanted in plain_state.tensors().items():
+        torch.testing.assert_close(state.tensors()[name], wanted, rtol=1e-3, atol=1e-5)

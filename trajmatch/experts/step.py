@@ -1,7 +1,7 @@
 """Training steps of experts: SGD or Adam, GSAM and gradient penalty, eager or as a CUDA graph."""
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any, Literal, NamedTuple
@@ -14,7 +14,8 @@ from trajmatch.data import Dataset
 from trajmatch.data.preprocessing import Normalise
 from trajmatch.networks.flat import decayed
 
-# A step, with its optimiser, works on tensors only, so that a CUDA graph can record it.
+# A step, with its optimiser, works on tensors only, so that a CUDA graph can record it. Its parts
+# take the parameters [P] of an expert or, with the same launches, [K, P] of K experts.
 
 #: State of an optimiser: tensors by name.
 Memory = dict[str, Tensor]
@@ -34,10 +35,10 @@ class Sgd:
         return {"momentum": torch.zeros_like(theta)}
 
     def __call__(self, theta: Tensor, grad: Tensor, lr: Tensor, memory: Memory) -> None:
-        """Update ``theta [P]`` and ``memory`` in place, with ``grad [P]`` and ``lr []``."""
-        stepped, buffer = ops.sgd_step(theta, grad, lr, memory["momentum"], self.momentum)
-        theta.copy_(stepped)
-        memory["momentum"].copy_(buffer)
+        """Update ``theta`` and ``memory`` in place, with ``grad`` like ``theta`` and ``lr [K]``."""
+        buffer = memory["momentum"]
+        torch.add(grad, buffer, alpha=self.momentum, out=buffer)
+        theta.addcmul_(lr.unsqueeze(-1), buffer, value=-1)
 
 
 @dataclass(frozen=True)
@@ -46,20 +47,20 @@ class Adam:
 
     def memory(self, theta: Tensor) -> Memory:
         """Return the initial state: means of the gradient and its square, and the step count."""
-        zeros = torch.zeros_like
-        return {"momentum": zeros(theta), "squares": zeros(theta), "taken": theta.new_zeros(())}
+        zeros, taken = torch.zeros_like, theta.new_zeros(theta.shape[:-1])
+        return {"momentum": zeros(theta), "squares": zeros(theta), "taken": taken}
 
     def __call__(self, theta: Tensor, grad: Tensor, lr: Tensor, memory: Memory) -> None:
         """Update ``theta`` and ``memory`` in place, as :class:`Sgd` does."""
         first, second, eps = 0.9, 0.999, 1e-8
-        taken, mean, squares = memory["taken"], memory["momentum"], memory["squares"]
+        taken, mean, squares = memory["taken"][..., None], memory["momentum"], memory["squares"]
         # The step count is a tensor: a CUDA graph would replay a Python number unchanged.
         taken.add_(1)
         mean.lerp_(grad, 1 - first)
         squares.mul_(second).addcmul_(grad, grad, value=1 - second)
         # The divisors correct the bias of means that start at 0 (section 3 of the paper).
         root = (squares / (1 - second**taken)).sqrt_().add_(eps)
-        theta.sub_(lr / (1 - first**taken) * mean / root)
+        theta.sub_(lr.unsqueeze(-1) / (1 - first**taken) * mean / root)
 
 
 @dataclass(frozen=True)
@@ -75,17 +76,22 @@ class Gsam:
     alpha: float
 
     def nearby(self, theta: Tensor, grad: Tensor) -> Tensor:
-        """Return the nearby point at which to take ``g'``, ``[P]``."""
-        scale = self.rho / ((theta.abs() * grad).norm() + _TINY)
+        """Return the nearby point at which to take ``g'``."""
+        scale = self.rho / (_norm(theta.abs() * grad) + _TINY)
         return theta + scale * theta.square() * grad
 
     def direction(self, grad: Tensor, there: Tensor) -> Tensor:
-        """Return ``g' - alpha v``, ``[P]``, from ``g`` and ``g'``."""
-        length = there.norm()
+        """Return ``g' - alpha v`` from ``g`` and ``g'``."""
+        length = _norm(there)
         # cos(g, g') |g|: length of the component of g along g'.
-        along = (grad @ there) / (length + _TINY)
+        along = (grad * there).sum(-1, keepdim=True) / (length + _TINY)
         orthogonal = grad - along / (length + _TINY) * there
         return there - self.alpha * orthogonal
+
+
+def _norm(vectors: Tensor) -> Tensor:
+    """Return the norm of each expert's vector: ``[K, 1]`` for ``[K, P]``."""
+    return vectors.norm(dim=-1, keepdim=True)
 
 
 @dataclass(frozen=True)
@@ -124,18 +130,31 @@ class GradientPenalty:
 
 @dataclass(frozen=True)
 class ExpertState:
-    """State of an expert in training: parameters ``[P]``, optimiser state, buffers ``[Q]``."""
+    """State of an expert in training: parameters ``[P]``, optimiser state, buffers ``[Q]``.
+
+    The state of ``K`` experts has tensors ``[K, ...]``, and an index gives that of some of them, in
+    the same memory.
+    """
 
     theta: Tensor
     memory: Memory
     statistics: Tensor
 
     @classmethod
-    def begin(cls, model: nn.Module, optimiser: Sgd | Adam) -> "ExpertState":
-        """Return the state before the first step, copied from an initialised model."""
-        theta = networks.flat_parameters(model)
-        buffers = networks.flat_buffers(model).to(theta.device)
-        return cls(theta, optimiser.memory(theta), buffers)
+    def begin(
+        cls, model: nn.Module, optimiser: Sgd | Adam, draws: Iterable[torch.Generator]
+    ) -> "ExpertState":
+        """Return the state of experts before the first step, each initialised by a generator."""
+        starts = []
+        for draw in draws:
+            networks.initialise(model, draw)
+            starts.append((networks.flat_parameters(model), networks.flat_buffers(model)))
+        theta, statistics = map(torch.stack, zip(*starts, strict=True))
+        return cls(theta, optimiser.memory(theta), statistics.to(theta.device))
+
+    def __getitem__(self, index: int | slice) -> "ExpertState":
+        memory = {name: each[index] for name, each in self.memory.items()}
+        return ExpertState(self.theta[index], memory, self.statistics[index])
 
     def tensors(self) -> dict[str, Tensor]:
         """Return all tensors by name, for checkpoints."""
@@ -184,25 +203,25 @@ class ExpertStep:
     weight_decay: float = 0.0
     trainable: Tensor | None = None
 
-    def __call__(self, states: Sequence[ExpertState], batch: Batch) -> Tensor:
-        """Take a step: change ``states`` in place and return the losses before the change, [K]."""
-        has_statistics = len(states[0].statistics) > 0
-        if has_statistics and len(states) > 1:
+    def __call__(self, state: ExpertState, batch: Batch) -> Tensor:
+        """Take a step: change ``state`` in place and return the losses before the change, [K]."""
+        theta, has_statistics = state.theta, state.statistics.numel() > 0
+        if has_statistics and len(theta) > 1:
             # The model holds the running statistics of one expert.
-            alone = (Batch(*(each[k : k + 1] for each in batch)) for k in range(len(states)))
-            return torch.cat([self([state], own) for state, own in zip(states, alone, strict=True)])
+            alone = [slice(k, k + 1) for k in range(len(theta))]
+            steps = [self(state[own], Batch(*(each[own] for each in batch))) for own in alone]
+            return torch.cat(steps)
         experts = batch.indices.shape[:2]
         plain = self.normalise(self.images[batch.indices.flatten()])
         rows = batch.dsa.flatten(0, 1)
         augmented = ops.dsa(plain, rows) if rows.shape[1] > 0 else plain
         plain, shown = plain.unflatten(0, experts), augmented.unflatten(0, experts)
         labels = self.labels[batch.indices]
-        # The states own the running statistics: checkpoints and recording restore only the states.
+        # The state owns the running statistics: checkpoints and recording restore only the state.
         if has_statistics:
-            networks.load_flat_buffers(self.model, states[0].statistics)
+            networks.load_flat_buffers(self.model, state.statistics[0])
 
-        def gradients(thetas: list[Tensor], counts: bool = False) -> tuple[Tensor, list[Tensor]]:
-            theta = torch.stack(thetas)
+        def gradients(theta: Tensor, counts: bool = False) -> tuple[Tensor, Tensor]:
             if has_statistics:
                 at = (self.model, theta[0], shown[0], labels[0], self.loss)
                 losses, grads = (each[None] for each in ops.gradient(*at, update_buffers=counts))
@@ -212,20 +231,18 @@ class ExpertStep:
             # The penalty is not multiplied by loss_scale, and its images are not augmented.
             if self.penalty is not None:
                 grads = grads + self.penalty.gradient(self.model, theta, plain)
-            return losses, [*grads]
+            return losses, grads
 
         # Only the first gradient updates the running statistics; GSAM's second one does not.
-        losses, grads = gradients([state.theta for state in states], counts=True)
+        losses, grads = gradients(theta, counts=True)
         if self.gsam is not None:
-            pairs = zip(states, grads, strict=True)
-            _, theirs = gradients([self.gsam.nearby(state.theta, grad) for state, grad in pairs])
-            grads = [*map(self.gsam.direction, grads, theirs)]
-        for state, grad, lr in zip(states, grads, batch.lr, strict=True):
-            if self.weight_decay:
-                grad = decayed(grad, state.theta, self.weight_decay, self.trainable)
-            self.optimiser(state.theta, grad, lr, state.memory)
+            _, there = gradients(self.gsam.nearby(theta, grads))
+            grads = self.gsam.direction(grads, there)
+        if self.weight_decay:
+            grads = decayed(grads, theta, self.weight_decay, self.trainable)
+        self.optimiser(theta, grads, batch.lr, state.memory)
         if has_statistics:
-            states[0].statistics.copy_(networks.flat_buffers(self.model))
+            state.statistics[0].copy_(networks.flat_buffers(self.model))
         return losses
 
 
@@ -251,25 +268,25 @@ TakeSteps = Callable[[Batch], Tensor]
 
 def steps_for(
     step: ExpertStep,
-    states: Sequence[ExpertState],
+    state: ExpertState,
     device: torch.device,
     record: recording.Record | None = None,
 ) -> TakeSteps:
-    """Return a function that takes one step with every expert and changes ``states`` in place.
+    """Return a function that takes one step with every expert and changes ``state`` in place.
 
-    On a CUDA device it records the steps as a CUDA graph and replays them; elsewhere it runs them
-    eagerly. If ``record`` is given, that function records the steps instead, on any device.
+    On a CUDA device it records the step as a CUDA graph and replays it; elsewhere it runs the step
+    eagerly. If ``record`` is given, that function records the step instead, on any device.
     """
     if device.type == "cuda":
         record = record or partial(recording.cuda_graph, device=device)
     if record is None:
-        return partial(step, states)
+        return partial(step, state)
 
     def function(tensors: recording.Inputs) -> recording.Outputs:
-        return (step(states, Batch(*tensors)),)
+        return (step(state, Batch(*tensors)),)
 
     # Two recordings, because the last batch of an epoch may be smaller. Recording runs real steps;
-    # `flat` is the state to restore afterwards.
+    # the state is restored afterwards.
     replayed = recording.Replayed("the experts' steps run", keep=2, record=record)
-    flat = [each for state in states for each in state.tensors().values()]
+    flat = [*state.tensors().values()]
     return lambda batch: replayed(None, batch, function, flat)[0]

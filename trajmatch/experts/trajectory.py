@@ -72,21 +72,23 @@ def train_lockstep(
     kept = [epoch for epoch in manifest["snapshots"] if epoch <= last]
     model = networks.build_student(manifest["network"]).to(device)
     step = step_of(model, training, recipe, device)
-    group = []
+    starts = [generator(seed, "expert", expert, "initialisation") for expert in experts]
+    states = ExpertState.begin(model, step.optimiser, starts)
     totals = torch.zeros(len(experts), dtype=torch.float64, device=device)
     measure = measure_of(training.loss)
-    # Each `total` is a view of `totals`, so `totals += ...` below updates every Training.
-    for expert, total in zip(experts, totals, strict=True):
-        networks.initialise(model, generator(seed, "expert", expert, "initialisation"))
-        state = ExpertState.begin(model, step.optimiser)
-        group.append(Training(expert, state, Recorder(state, kept, measure), total))
+    # Each state is a view of `states`, and each total one of `totals`, so the steps below update
+    # every Training.
+    group = [
+        Training(expert, states[k], Recorder(states[k], kept, measure), totals[k])
+        for k, expert in enumerate(experts)
+    ]
     begun = Place(0, 0)
     if checkpoints is not None:
         # All experts of a group have the same progress.
         (begun,) = {checkpoints.place(expert) for expert in experts}
         for each in group:
             checkpoints.restore(each)
-    take_steps = steps_for(step, [each.state for each in group], torch.device(device))
+    take_steps = steps_for(step, states, torch.device(device))
     test, guess = _Test(model, training, device), guessing(training)
     test_every = test_every or test.interval
     draws = drawn_epochs(recipe, seed, experts, training.train_images.shape, curriculum)

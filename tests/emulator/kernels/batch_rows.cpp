@@ -20,7 +20,7 @@ std::vector<int64_t> batch(int64_t count, bool repeated) {
 struct Gather {
   std::vector<int64_t> index;
   int64_t row_size;
-  int64_t trajectories = 1;
+  int64_t trajectories = 1, steps = 1;
 
   template <class T>
   Outputs<T> run(Backend backend) const {
@@ -28,9 +28,11 @@ struct Gather {
     const Input<T> rows(Random(1).normal(trajectories * kRows * row_size));
     Outputs<T> out;
     const trajmatch::GatherRows<T> params{
-        count / trajectories, kRows,        row_size,
-        rows.get(),           index.data(), out.add("out", count * row_size),
-        trajectories};
+        {index.data(), count / trajectories / steps, kRows, trajectories},
+        count,
+        row_size,
+        rows.get(),
+        out.add("out", count * row_size)};
     if (backend == Backend::kCuda) {
       trajmatch::cuda::launch_gather_rows(params, test_stream());
     } else {
@@ -52,8 +54,11 @@ struct Scatter {
     Outputs<T> out;
     T* const rows = out.add("rows", Random(3).normal(trajectories * kRows * row_size));
     const trajmatch::ScatterAddRows<T> params{
-        count / trajectories, kRows,       row_size, grad.get(),
-        index.data(),         scale.get(), rows,     trajectories};
+        {index.data(), count / trajectories, kRows, trajectories},
+        row_size,
+        grad.get(),
+        scale.get(),
+        rows};
     if (backend == Backend::kCuda) {
       trajmatch::cuda::launch_scatter_add_rows(params, test_stream());
     } else {
@@ -70,7 +75,7 @@ void check_integers(int64_t count, int64_t row_size) {
   std::iota(rows.begin(), rows.end(), int64_t{1} << 40);
   std::vector<int64_t> out(static_cast<size_t>(count * row_size), -1);
   trajmatch::cuda::launch_gather_rows<int64_t>(
-      {count, kRows, row_size, rows.data(), index.data(), out.data()}, test_stream());
+      {{index.data(), count, kRows}, count, row_size, rows.data(), out.data()}, test_stream());
   for (int64_t i = 0; i < count * row_size; ++i) {
     const int64_t row = index[static_cast<size_t>(i / row_size)];
     testing::expect(
@@ -85,10 +90,10 @@ void check_wrong_indices() {
   const std::vector<int64_t> index{1, kRows, -1, 1, kRows, -1};
   const Input<double> rows(Random(1).normal(2 * kRows)), scale({1.0, 1.0});
   std::vector<double> out(6), to(2 * kRows);
-  trajmatch::cuda::launch_gather_rows<double>(
-      {3, kRows, 1, rows.get(), index.data(), out.data(), 2}, test_stream());
-  trajmatch::cuda::launch_scatter_add_rows<double>(
-      {3, kRows, 1, rows.get(), index.data(), scale.get(), to.data(), 2}, test_stream());
+  const trajmatch::BatchIndex batch{index.data(), 3, kRows, 2};
+  trajmatch::cuda::launch_gather_rows<double>({batch, 6, 1, rows.get(), out.data()}, test_stream());
+  trajmatch::cuda::launch_scatter_add_rows<double>({batch, 1, rows.get(), scale.get(), to.data()},
+                                                   test_stream());
   for (int64_t k = 0; k < 2; ++k) {
     const double* const found = out.data() + 3 * k;
     testing::expect(
@@ -123,6 +128,7 @@ std::vector<testing::Case> batch_rows_cases() {
                    [] { check(Scatter{std::vector<int64_t>(100, 17), 33}); }});
   cases.push_back({"batch_rows of several trajectories", [] {
                      check(Gather{batch(99, true), 10, 3});
+                     check(Gather{batch(90, true), 10, 3, 5});
                      check(Scatter{batch(99, true), 257, 3});
                    }});
   cases.push_back({"batch_rows of wrong indices", check_wrong_indices});

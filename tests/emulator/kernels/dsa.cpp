@@ -13,7 +13,8 @@ struct Dsa {
   int64_t channels, height, width;
   bool channels_last;
   DsaPass pass;
-  std::vector<double> rows;  // [B, 5]
+  std::vector<double> rows;         // [B, 5]
+  std::vector<int64_t> index = {};  // [2, B / 2] of two trajectories with three images each
 
   template <class T>
   Outputs<T> run(Backend backend) const {
@@ -21,9 +22,10 @@ struct Dsa {
     const int64_t size = batch * channels * height * width;
     const Input<T> in(Random(1).normal(size));
     Outputs<T> out;
-    const trajmatch::Dsa<T> params{pass,        batch,    channels,
-                                   height,      width,    channels_last,
-                                   rows.data(), in.get(), out.add("out", size)};
+    trajmatch::Dsa<T> params{pass,        batch,    channels,
+                             height,      width,    channels_last,
+                             rows.data(), in.get(), out.add("out", size)};
+    if (!index.empty()) params.batch_index = {index.data(), batch / 2, 3, 2};
     if (backend == Backend::kCuda) {
       trajmatch::cuda::launch_dsa(params, test_stream());
     } else {
@@ -56,20 +58,32 @@ const std::vector<double> kRows = {
 
 std::string name_of(const Dsa& op) {
   const char* passes[] = {"forward", "tangent", "backward"};
-  return std::string("dsa ") + passes[static_cast<int>(op.pass)] + " of " +
-         std::to_string(op.channels) + " x " + std::to_string(op.height) + " x " +
-         std::to_string(op.width) + (op.channels_last ? ", channels last" : "");
+  return std::string("dsa ") + passes[static_cast<int>(op.pass)] +
+         (op.index.empty() ? " of " : " of a batch of ") + std::to_string(op.channels) + " x " +
+         std::to_string(op.height) + " x " + std::to_string(op.width) +
+         (op.channels_last ? ", channels last" : "");
 }
 
-// The first image becomes NaN, its neighbour does not.
-void check_unknown_kind() {
+// An image of an unknown kind, and one that does not exist, become NaN; the image between them does
+// not.
+void check_unknown() {
   const std::vector<float> in(8, 1.0f);
-  std::vector<float> out(8, 0.0f);
-  const std::vector<double> rows = {5, 0, 0, 0, 0, 3, 0, 0, 0, 0};
-  trajmatch::cuda::launch_dsa<float>(
-      {DsaPass::kForward, 2, 1, 2, 2, false, rows.data(), in.data(), out.data()}, test_stream());
+  std::vector<float> out(12, 0.0f);
+  const std::vector<double> rows = {5, 0, 0, 0, 0, 3, 0, 0, 0, 0, 3, 0, 0, 0, 0};
+  const std::vector<int64_t> index = {0, 1, 2};
+  trajmatch::cuda::launch_dsa<float>({DsaPass::kForward,
+                                      3,
+                                      1,
+                                      2,
+                                      2,
+                                      false,
+                                      rows.data(),
+                                      in.data(),
+                                      out.data(),
+                                      {index.data(), 3, 2}},
+                                     test_stream());
   for (size_t i = 0; i < out.size(); ++i) {
-    testing::expect(i < 4 ? std::isnan(out[i]) : out[i] == 1.0f, "wrong value of an unknown kind");
+    testing::expect(i / 4 == 1 ? out[i] == 1.0f : std::isnan(out[i]), "wrong value");
   }
 }
 
@@ -92,7 +106,8 @@ std::vector<testing::Case> dsa_cases() {
   add({1, 67, 65, false, DsaPass::kForward, some});
   add({1, 67, 65, false, DsaPass::kBackward, some});
   cases.push_back({"dsa of nothing", [] { check(Dsa{3, 4, 4, false, DsaPass::kForward, {}}); }});
-  cases.push_back({"dsa of an unknown kind", check_unknown_kind});
+  add({3, 7, 9, true, DsaPass::kForward, kRows, {2, 0, 0, 1, 2, 1, 0, 2, 1, 1, 2, 0, 1, 0, 2, 2}});
+  cases.push_back({"dsa of an unknown kind or image", check_unknown});
   return cases;
 }
 
