@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -33,7 +34,7 @@ def record_for(settings: Settings) -> Record:
 def replayed(
     problem: Problem, record: Record, count: int = 1, plan: Plan | None = None
 ) -> Callable[[], list[OuterGradient]]:
-    """An outer iteration of some matches, all the same, with the inputs copied each time.
+    """An outer iteration of equal matches, side by side, with the inputs copied each time.
 
     Args:
         problem: What to differentiate.
@@ -73,6 +74,7 @@ def replayed(
         loss_scale=torch.ones_like(problem.lr),
         iteration=torch.zeros_like(problem.lr, dtype=torch.int64),
     )
+    together = replace(plan or Plan(), tasks=count)
     leaves = {
         "images": problem.images.detach().requires_grad_(),
         "step_size": problem.lr.detach().requires_grad_(),
@@ -86,7 +88,7 @@ def replayed(
                 each.gradients["images"],
                 torch.full_like(problem.lr, each.gradients["step_size"].item()),
             )
-            for each in read(graph([match] * count, leaves, plan or Plan()), leaves)
+            for each in read(graph([match] * count, leaves, together), leaves)
         ]
 
     return outer_iteration

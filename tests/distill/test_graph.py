@@ -2,6 +2,7 @@
 
 import warnings
 from collections.abc import Mapping
+from dataclasses import replace
 from types import SimpleNamespace
 from typing import Any
 
@@ -64,7 +65,7 @@ def drawn(
         tasks.append(match_of(theta, expert, batches, augment, kappa))
     parameters = {"images": images, "step_size": torch.tensor(0.02 + 0.01 * number).double()}
     leaves = {name: each.to(device).requires_grad_() for name, each in parameters.items()}
-    return tasks, {**leaves, "labels": labels.to(device).requires_grad_(soft)}, Plan()
+    return tasks, {**leaves, "labels": labels.to(device).requires_grad_(soft)}, Plan(tasks=together)
 
 
 class Reading:
@@ -109,6 +110,22 @@ def test_replays_give_what_one_after_another_gives(together, soft, augmented) ->
         assert_equal(graph(*arguments), plainly(*arguments))
         assert graph.recorded == (number >= 1)
     assert (record.recordings, record.replays) == (1, 1 + 4)  # the first is compared with a call
+
+
+def test_the_plan_says_how_many_matches_go_side_by_side(monkeypatch) -> None:
+    groups = []
+    together = MatchTrajectory.differentiate_together
+
+    def counting(self, tasks, parameters, plan):
+        groups.append(len(tasks))
+        return together(self, tasks, parameters, plan)
+
+    monkeypatch.setattr(MatchTrajectory, "differentiate_together", counting)
+    graph, (tasks, parameters, plan) = Reading(OBJECTIVE, call_again), drawn(0, together=3)
+    found = [graph(tasks, parameters, replace(plan, tasks=count)) for count in (3, 2, 1)]
+    assert groups == [3, 2, 1, 1, 1, 1]
+    for each in found[1:]:
+        assert_equal(each, found[0])
 
 
 def test_a_result_outlives_the_next_replay() -> None:

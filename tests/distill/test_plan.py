@@ -116,6 +116,23 @@ def test_where_images_go_together_batches_are_halved(configure, make_store, netw
     assert plans == [Plan(1024 * MEGA), Plan(), Plan(0, 3), Plan(0, 2), Plan(0, 1)]
 
 
+def test_fewer_matches_go_side_by_side(configure, mlp_store) -> None:
+    problem = prepare(configure(experts=mlp_store, batch_syn=None))
+    plans = [planned(problem, tasks=5)]
+    while (plan := leaner(problem, plans[-1], images=6)) is not None:
+        plans.append(plan)
+    assert [each.tasks for each in plans] == [5, 5, 3, 2, 1, 1, 1, 1]
+    assert [each.micro_batch for each in plans] == [None] * 5 + [3, 2, 1]
+    assert "5 matches side by side" in str(plans[0]) and "side by side" not in str(plans[-1])
+
+
+def test_matches_side_by_side_take_as_much_each(configure) -> None:
+    many = prepare(configure(student_steps=20000))
+    one, three = (first_forecast(many, Plan(10 * MEGA, tasks=count)) for count in (1, 3))
+    assert three.kept_bytes == 3 * one.kept_bytes > 0
+    assert three.more_bytes == pytest.approx(3 * one.more_bytes, rel=0.15)
+
+
 def test_a_batch_norm_is_not_parted(configure, make_store) -> None:
     store = make_store("batch", norm="batch")
     assert leaner(prepare(configure(experts=store)), Plan(), images=6) is None
@@ -236,7 +253,8 @@ def test_the_tape_of_a_gpu_is_for_all_matches(configure) -> None:
     problem = prepare(configure(matches=2))
     on_gpu = replace(problem, device=torch.device("cuda"))
     assert planned(problem) == Plan(1024 * MEGA)
-    assert planned(on_gpu) == Plan(8192 * MEGA)
+    assert planned(on_gpu) == Plan(16384 * MEGA)
+    assert planned(on_gpu, tasks=2) == Plan(8192 * MEGA, tasks=2)
     asked = replace(on_gpu, config=replace(problem.config, tape_mb=5))
     assert planned(asked) == Plan(5 * MEGA)
     assert planned(asked, shared=True) == Plan()

@@ -11,7 +11,7 @@ from trajmatch import artifact, files, interruption, networks
 from trajmatch.artifact import Artifact
 from trajmatch.distill import checkpoint
 from trajmatch.distill.config import DistillConfig
-from trajmatch.distill.gradients import gradients_for
+from trajmatch.distill.gradients import Graph, gradients_for
 from trajmatch.distill.guard import check_refusals, check_skips
 from trajmatch.distill.image_snapshots import ImageSnapshots
 from trajmatch.distill.iteration import outer_iteration
@@ -130,11 +130,13 @@ def _computing(
     problem: Problem, state: State, division: Division, tell: Tell | None
 ) -> WithinMemory:
     """Return the gradient computation, with a memory plan that rank 0 chooses for all ranks."""
-    shared = division.shares_steps
-    plan = planned(problem, shared)
+    shared, gradients = division.shares_steps, gradients_for(problem, division)
+    # Only a CUDA graph runs matches side by side: those of its rank.
+    own = -(-problem.config.matches // division.ranks.size)
+    plan = planned(problem, shared, own if isinstance(gradients, Graph) else 1)
 
     # `on_rank_0` broadcasts JSON values, so the plan travels as a tuple.
-    def chosen() -> tuple[int, int | None]:
+    def chosen() -> tuple[int | None, ...]:
         found = choose(problem, leaves(state.parameters, problem.device), plan)
         if tell is not None:
             tell(found)
@@ -142,7 +144,7 @@ def _computing(
 
     if state.iteration < problem.config.iterations:
         plan = Plan(*division.ranks.on_rank_0(chosen))
-    return WithinMemory(gradients_for(problem, division), problem, plan, alone=not shared)
+    return WithinMemory(gradients, problem, plan, alone=not shared)
 
 
 def _log(problem: Problem, state: State, ranks: Ranks) -> AbstractContextManager[Log]:

@@ -32,9 +32,8 @@ T = TypeVar("T")
 
 _MEGA = 2**20
 
-#: Default size in MB of the tape (the kept activations). On the CPU it is for one match; on a CUDA
-#: device all matches share it, because they run in parallel. N = 80 steps of 100 images at width
-#: 128 take 4 GB.
+#: Default size in MB of the tape (the kept activations). Matches that run side by side share it.
+#: N = 80 steps of 100 images at width 128 take 4 GB.
 _TAPE_MB = 1024
 _TAPE_MB_CUDA = 16384
 
@@ -55,7 +54,7 @@ class Forecast:
         peak_bytes: Peak memory of the process on the CPU, or of PyTorch's allocator on a GPU.
         more_bytes: Memory that is still to be allocated.
         free_bytes: Memory that is still available.
-        kept_bytes: Part of the peak for activations that a match keeps for its adjoint.
+        kept_bytes: Part of the peak for activations that matches keep for their adjoints.
     """
 
     plan: Plan
@@ -107,24 +106,30 @@ class WithinMemory:
             self.plan = plan
 
 
-def planned(problem: Problem, shared: bool = False) -> Plan:
-    """Return the configured plan; ``shared`` is True if ranks share student steps."""
-    config, tape_mb = problem.config, problem.config.tape_mb
+def planned(problem: Problem, shared: bool = False, tasks: int = 1) -> Plan:
+    """Return the configured plan.
+
+    ``shared`` is True if ranks share student steps; ``tasks`` of an iteration run side by side.
+    """
+    tape_mb = problem.config.tape_mb
     # Shared student steps run as a Python loop, which keeps no activations.
     if shared:
         tape_mb = 0
     elif tape_mb is None:
-        tape_mb = _TAPE_MB if problem.device.type == "cpu" else _TAPE_MB_CUDA // config.matches
-    return Plan(_MEGA * tape_mb, config.micro_batch)
+        tape_mb = (_TAPE_MB if problem.device.type == "cpu" else _TAPE_MB_CUDA) // tasks
+    return Plan(_MEGA * tape_mb, problem.config.micro_batch, tasks)
 
 
 def leaner(problem: Problem, plan: Plan, images: int) -> Plan | None:
     """Return a plan that needs less memory than ``plan``; None if there is none.
 
-    It keeps no activations; if ``plan`` keeps none, it has half the micro-batch.
+    It keeps no activations; if ``plan`` keeps none, half as many matches run side by side; if
+    ``plan`` has one at a time, it has half the micro-batch.
     """
     if plan.tape_bytes:
         return replace(plan, tape_bytes=0)
+    if plan.tasks > 1:
+        return replace(plan, tasks=-(-plan.tasks // 2))
     # The CPU engine takes ConvNet and VGG11 a few images at a time anyway.
     if problem.device.type == "cpu" and runs_by_images(problem.model):
         return None
@@ -168,6 +173,7 @@ def forecast(problem: Problem, parameters: Tensors, plan: Plan) -> Forecast:
         return perf_counter() - began, objective.vectors(count)
 
     tried(counts[0])  # warm-up: allocations and choice of algorithms
+    held = used_bytes(device)
     reset_peak(device)
     times, vectors = zip(*map(tried, counts), strict=True)
     in_trial = peak_bytes(device)
@@ -178,15 +184,16 @@ def forecast(problem: Problem, parameters: Tensors, plan: Plan) -> Forecast:
     grown = (problem.objective.vectors(len(sizes)) - vectors[-1]) * theta + kept
     # The measured peak already contains the activations that the trial kept.
     grown -= _kept_bytes(problem, plan, sizes[: counts[-1]])
-    # `before` is an earlier peak of the process, e.g. from loading the data.
-    peak = max(before, in_trial + grown)
+    # The trial is a single task.
+    needed = in_trial + grown + (plan.tasks - 1) * (in_trial - held + grown)
     return Forecast(
         plan=plan,
         seconds=config.matches * _on_line(counts, times, len(sizes)),
-        peak_bytes=peak,
-        more_bytes=max(0, in_trial + grown - used_bytes(device)),
+        # `before` is an earlier peak of the process, e.g. from loading the data.
+        peak_bytes=max(before, needed),
+        more_bytes=max(0, needed - used_bytes(device)),
         free_bytes=free_bytes(device),
-        kept_bytes=kept,
+        kept_bytes=plan.tasks * kept,
     )
 
 

@@ -26,6 +26,7 @@ class Plan:
 
     tape_bytes: int = 0  # limit for activations that the engine keeps for the backward pass
     micro_batch: int | None = None  # images per pass through the network; None: the whole batch
+    tasks: int = 1  # side by side in a CUDA graph
 
     def __str__(self) -> str:
         limit = f"at most {self.tape_bytes / 2**20:.0f} MB of" if self.tape_bytes else "no"
@@ -33,8 +34,9 @@ class Plan:
 
     @property
     def parts(self) -> str:
-        """Text about micro-batches; empty for whole batches."""
-        return f", {self.micro_batch} images at a time" if self.micro_batch else ""
+        """Text about micro-batches and tasks side by side; empty without them."""
+        images = f", {self.micro_batch} images at a time" if self.micro_batch else ""
+        return images + (f", {self.tasks} matches side by side" if self.tasks > 1 else "")
 
 
 #: Results of one task (:meth:`Objective.differentiate`), on the device.
