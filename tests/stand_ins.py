@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -23,6 +23,7 @@ from trajmatch.distill.setup import Setup
 from trajmatch.images.parametrisation import Tensors
 from trajmatch.images.pixels import Pixels
 from trajmatch.ops.arguments import DsaReplay
+from trajmatch.training import Outcome
 
 
 class Counting:
@@ -115,3 +116,13 @@ def results_of(gradients: Sequence[OuterGradient]) -> list[Results]:
         )
         for each in gradients
     ]
+
+
+def each_network(train: Callable[..., Outcome]) -> Callable[..., Iterator[Outcome]]:
+    """In the place of ``train_networks``: calls ``train`` as ``train_fresh`` for each network."""
+
+    def train_networks(sets, spec, protocol, tests, *rest) -> Iterator[Outcome]:
+        for images, labels, seed in sets:
+            yield train(images, labels, spec, protocol, *tests, seed, *rest)
+
+    return train_networks

@@ -58,13 +58,13 @@ def test_search(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     trained: list[Any] = []
-    train_fresh = distilled.train_fresh
+    train_networks = distilled.train_networks
 
-    def train(*given: Any, **named: Any) -> Any:
-        trained.append((given[2]["depth"], given[2]["norm"], len(given[0])))
-        return train_fresh(*given, **named)
+    def train(sets: list[Any], spec: dict[str, Any], *given: Any) -> Any:
+        trained.extend((spec["depth"], spec["norm"], len(images)) for images, *_ in sets)
+        return train_networks(sets, spec, *given)
 
-    monkeypatch.setattr(distilled, "train_fresh", train)
+    monkeypatch.setattr(distilled, "train_networks", train)
     nas.search(arguments)
     networks = [(depth, norm) for depth in (1, 2) for norm in ("none", "batch")]
     assert {*trained} == {(*each, size) for each in networks for size in (3, 30)}

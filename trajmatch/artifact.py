@@ -372,11 +372,7 @@ def assemble(
     missing = [*(wanted - tensors.keys()), *({*names} - metadata.keys())]
     if missing:
         raise UserError(f"{path} is damaged: it has no {missing[0]!r}")
-    parameters = {
-        name.removeprefix(_PARAMETER): tensor
-        for name, tensor in tensors.items()
-        if name.startswith(_PARAMETER)
-    }
+    parameters = files.under(_PARAMETER, tensors)
     keeps_rendered = "images" in tensors
     if not keeps_rendered:
         tensors["images"] = _rendered(path, spec, parameters, metadata["network"])

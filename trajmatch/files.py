@@ -189,6 +189,11 @@ def beside(path: PathLike, ending: str) -> Path:
     return path.with_name(path.name.removesuffix(".safetensors") + ending)
 
 
+def under(prefix: str, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Return the tensors whose names begin with a prefix, under the rest of their names."""
+    return {k.removeprefix(prefix): each for k, each in tensors.items() if k.startswith(prefix)}
+
+
 def check_writable(folder: PathLike) -> None:
     """Make a folder and its parents; raise UserError if files cannot be written in it."""
     probe = temporary_beside(Path(folder) / "file")

@@ -139,9 +139,9 @@ def checked(
         for each in results:  # erase the results of recording, so that only the replay counts
             each.fill_(float("nan"))
         replay()
-        apart = _apart(outcome(results), wanted)
+        apart = relative_error(outcome(results), wanted)
         # `not <=` also catches NaN. Two calls show how much the function itself varies.
-        if not apart <= _BOUND and not apart <= 10 * _apart(call(), wanted):
+        if not apart <= _BOUND and not apart <= 10 * relative_error(call(), wanted):
             raise RuntimeError(
                 f"the first replay differs from a normal call by {apart:.1g} (relative)"
             )
@@ -150,7 +150,7 @@ def checked(
     return results, replay
 
 
-def _apart(found: Sequence[Tensor], wanted: Sequence[Tensor]) -> float:
+def relative_error(found: Sequence[Tensor], wanted: Sequence[Tensor]) -> float:
     """Return the largest of the tensors' relative errors, over values finite in ``wanted``."""
     distances = []
     for one, other in zip(found, wanted, strict=True):

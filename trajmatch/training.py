@@ -1,8 +1,9 @@
 """Train a network on a small set of images by a protocol, and test the network."""
 
 import itertools
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 import torch
@@ -17,6 +18,10 @@ from trajmatch.random import derive_seed, generator
 from trajmatch.reference import optimiser_step
 
 _Batches = Iterator[tuple[Tensor, Tensor]]
+
+#: Pixels in a step of all networks that are trained side by side: 1,024 images of 32 x 32. More
+#: would take memory and fill a GPU no better.
+_PIXELS = 2**20
 
 
 @dataclass(frozen=True)
@@ -60,37 +65,15 @@ def train(
     """
     check_answered("", images, labels)
     model.train()
-    # The loop updates the flat parameters theta [P]; the model gets them for tests and at the end.
-    theta, trainable = networks.flat_parameters(model), networks.trainable(model)
-    images, labels = images.to(theta.device), labels.to(theta.device)
-    order, augmentation = generator(seed, "order"), generator(seed, "dsa")
-    dsa, lr, momentum, buffer = DSA(protocol.dsa), protocol.lr, protocol.momentum, None
-    means, rate, taken = theta.new_zeros(2, len(theta)), theta.new_tensor(lr), 0  # Adam only
-    cuda = [theta.device] if theta.device.type == "cuda" else []
-    with torch.random.fork_rng(devices=cuda), torch.no_grad():
-        torch.manual_seed(derive_seed(seed, "network"))
-        for index, batches in enumerate(_rounds(images, labels, protocol, order)):
-            for batch_images, batch_labels in batches:
-                shown = dsa(batch_images, augmentation)
-                at = (model, theta, shown, batch_labels, loss)
-                _, grad = ops.gradient(*at, update_buffers=True)
-                grad = decayed(grad, theta, protocol.weight_decay, trainable)
-                if protocol.optimiser == "sgd":
-                    theta, buffer = ops.sgd_step(theta, grad, lr, buffer, momentum)
-                else:
-                    taken += 1
-                    numbers = ops.Adam().numbers()
-                    theta, means = optimiser_step(numbers, theta, grad, means, rate, taken)
-            # Without a buffer, the momentum of SGD starts from zero. Adam keeps its means.
-            if index == protocol.drop_round:
-                lr, momentum, buffer = lr * protocol.lr_drop, protocol.momentum_after, None
-                rate *= protocol.lr_drop
-            if on_test is not None and protocol.tests_after(index):
-                networks.load_flat_parameters(model, theta)
-                on_test()
-                model.train()  # on_test may have switched to evaluation mode
-            on_epoch()
-    networks.load_flat_parameters(model, theta)
+
+    def test(theta: Tensor) -> None:
+        networks.load_flat_parameters(model, theta)
+        if on_test is not None:
+            on_test()
+            model.train()  # on_test may have switched to evaluation mode
+
+    theta = networks.flat_parameters(model)
+    _take(model, [_steps(model, theta, images, labels, protocol, seed, on_epoch, test)], seed, loss)
     return model
 
 
@@ -112,20 +95,129 @@ def train_fresh(
     for which the network is trained by regression. ``seed`` also determines the initialisation.
     Raises ValueError if images, labels and network do not fit each other.
     """
-    model = networks.build(network_spec)
-    networks.initialise(model, generator(seed, "initialisation")).to(device)
-    tests: list[float] = []
+    sets, tests = [(images, labels, seed)], (test_images, test_labels)
+    (outcome,) = train_networks(sets, network_spec, protocol, tests, device, on_epoch)
+    return outcome
+
+
+def train_networks(
+    sets: Sequence[tuple[Tensor, Tensor, int]],
+    network_spec: dict[str, Any],
+    protocol: Protocol,
+    tests: tuple[Tensor, Tensor],
+    device: str | torch.device = "cpu",
+    on_epoch: Callable[[], None] = lambda: None,
+) -> Iterator[Outcome]:
+    """Yield the outcomes of new networks, trained on sets of images of the same size.
+
+    A set has images, labels and the seed of its network; ``tests`` are test images and labels. All
+    are as for :func:`train_fresh`. Small networks are trained side by side on a GPU, where they
+    share launches.
+    """
+    model, at_once = networks.build(network_spec), 1
+    # Running statistics are those of one network.
+    alone = ops.engine_for(model) != "engine" or networks.num_buffers(model) > 0
+    if torch.device(device).type == "cuda" and not alone:
+        at_once = max(1, _PIXELS // sets[0][0][: protocol.batch_size, 0].numel())
+    for first in range(0, len(sets), at_once):
+        model = networks.build(network_spec).to(device)
+        yield from _side_by_side(model, sets[first : first + at_once], protocol, tests, on_epoch)
+
+
+def _side_by_side(
+    model: nn.Module,
+    sets: Sequence[tuple[Tensor, Tensor, int]],
+    protocol: Protocol,
+    tests: tuple[Tensor, Tensor],
+    on_epoch: Callable[[], None],
+) -> Iterator[Outcome]:
+    """Train a network on each set, all at the same time; yield their outcomes."""
+    test_images, test_labels = tests
     regresses = test_labels.is_floating_point()
+    found: list[list[float]] = [[] for _ in sets]
+    diverged = [False for _ in sets]
 
-    def test() -> None:
+    def test(number: int, theta: Tensor) -> None:
+        networks.load_flat_parameters(model, theta)
         # A diverged network has accuracy 0; in regression, infinite outputs count as 0.
-        wrong = _diverged(model) and not regresses
-        tests.append(0.0 if wrong else measured(model, test_images, test_labels))
+        diverged[number] = _diverged(model)
+        wrong = diverged[number] and not regresses
+        found[number].append(0.0 if wrong else measured(model, test_images, test_labels))
+        model.train()
 
-    loss = "mse" if regresses else "cross_entropy"
-    train(model, images, labels, protocol, seed, on_epoch, test, loss)
-    max_accuracy = max(tests) if protocol.test_every and not regresses else None
-    return Outcome(tests[-1], max_accuracy, _diverged(model))
+    courses = []
+    for number, (images, labels, seed) in enumerate(sets):
+        check_answered("", images, labels)
+        networks.initialise(model, generator(seed, "initialisation"))
+        theta, tested = networks.flat_parameters(model), partial(test, number)
+        courses.append(_steps(model, theta, images, labels, protocol, seed, on_epoch, tested))
+    _take(model, courses, sets[0][2], "mse" if regresses else "cross_entropy")
+    for accuracies, ended in zip(found, diverged, strict=True):
+        best = max(accuracies) if protocol.test_every and not regresses else None
+        yield Outcome(accuracies[-1], best, ended)
+
+
+@dataclass
+class _Step:
+    """Step of a network: parameters ``[P]``, images and labels, and the gradient it waits for."""
+
+    inputs: tuple[Tensor, Tensor, Tensor]
+    grad: Tensor = field(init=False)
+
+
+def _take(model: nn.Module, courses: Sequence[Iterator[_Step]], seed: int, loss: str) -> None:
+    """Take the steps of several networks at the same time, with one gradient call for all.
+
+    ``seed`` is that of the random choices inside a network, such as dropout.
+    """
+    cuda = {each.device for each in model.parameters() if each.is_cuda}
+    with torch.random.fork_rng(devices=cuda), torch.no_grad():
+        torch.manual_seed(derive_seed(seed, "network"))
+        for steps in zip(*courses, strict=True):
+            if len(steps) == 1:
+                theta, images, labels = steps[0].inputs
+                at = (model, theta, images, labels, loss)
+                _, steps[0].grad = ops.gradient(*at, update_buffers=True)
+                continue
+            theta, images, labels = map(torch.stack, zip(*(s.inputs for s in steps), strict=True))
+            _, grads = ops.gradient(model, theta, images, labels, loss)
+            for step, grad in zip(steps, grads, strict=True):
+                step.grad = grad
+
+
+def _steps(
+    model: nn.Module,
+    theta: Tensor,
+    images: Tensor,
+    labels: Tensor,
+    protocol: Protocol,
+    seed: int,
+    on_epoch: Callable[[], None],
+    test: Callable[[Tensor], None],
+) -> Iterator[_Step]:
+    """Yield the steps of a training from ``theta [P]``; each needs its gradient before the next."""
+    trainable = networks.trainable(model)
+    images, labels = images.to(theta.device), labels.to(theta.device)
+    order, augmentation = generator(seed, "order"), generator(seed, "dsa")
+    dsa, lr, momentum, buffer = DSA(protocol.dsa), protocol.lr, protocol.momentum, None
+    means, rate, taken = theta.new_zeros(2, len(theta)), theta.new_tensor(lr), 0  # Adam only
+    for index, batches in enumerate(_rounds(images, labels, protocol, order)):
+        for batch_images, batch_labels in batches:
+            yield (step := _Step((theta, dsa(batch_images, augmentation), batch_labels)))
+            grad = decayed(step.grad, theta, protocol.weight_decay, trainable)
+            if protocol.optimiser == "sgd":
+                theta, buffer = ops.sgd_step(theta, grad, lr, buffer, momentum)
+            else:
+                taken += 1
+                numbers = ops.Adam().numbers()
+                theta, means = optimiser_step(numbers, theta, grad, means, rate, taken)
+        # Without a buffer, the momentum of SGD starts from zero. Adam keeps its means.
+        if index == protocol.drop_round:
+            lr, momentum, buffer = lr * protocol.lr_drop, protocol.momentum_after, None
+            rate *= protocol.lr_drop
+        if protocol.tests_after(index):
+            test(theta)
+        on_epoch()
 
 
 def _diverged(model: nn.Module) -> bool:

@@ -92,8 +92,11 @@ def test_a_multiplicative_step_stays_positive_where_a_plain_one_does_not() -> No
     assert eta(0.01, multiplicative=True).updated(of(100.0)).value > 0
 
 
-def test_too_large_for_a_number_is_infinite() -> None:
-    assert eta(1e-3, lr=1.0, multiplicative=True).updated(of(-1e9)).value == math.inf
+def test_a_step_that_no_exponential_holds_is_too_large_for_float32() -> None:
+    assert (
+        eta(1e-3, lr=1.0, multiplicative=True).updated(of(-1e9)).value
+        > torch.finfo(torch.float32).max
+    )
 
 
 def test_an_update_smaller_than_single_precision_is_kept() -> None:

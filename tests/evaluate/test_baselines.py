@@ -151,7 +151,7 @@ def test_a_store_of_other_data_is_found_before_anything_is_trained(
     def refuse(*_: Any, **__: Any) -> None:
         raise AssertionError("nothing is to be trained")
 
-    monkeypatch.setattr("trajmatch.evaluate.distilled.train_fresh", refuse)
+    monkeypatch.setattr("trajmatch.evaluate.distilled.train_networks", refuse)
     for path, message in ((other, f"trained on {other_data}"), (tmp_path / "no", "no")):
         config = EvalConfig(
             file=make_artifact(), data=tiny_data, k_center=True, k_center_store=path

@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 import torch
+from stand_ins import each_network
 
 from trajmatch.data import load_dataset
 from trajmatch.errors import UserError
@@ -52,11 +53,11 @@ def test_test_images_are_normalised_by_the_file(
 ) -> None:
     seen: list[torch.Tensor] = []
 
-    def look(*arguments: Any, **named: Any) -> Outcome:
+    def look(*arguments: Any) -> Outcome:
         seen.append(arguments[4])
         return Outcome(0.0, None, False)
 
-    monkeypatch.setattr("trajmatch.evaluate.distilled.train_fresh", look)
+    monkeypatch.setattr("trajmatch.evaluate.distilled.train_networks", each_network(look))
     evaluate_artifact(config(make_artifact(mean=(0.25,), std=(0.5,)), data=tiny_data))
     pixels = load_dataset(tiny_data).test_images.float() / 255
     torch.testing.assert_close(seen[0], (pixels - 0.25) / 0.5)
@@ -65,13 +66,13 @@ def test_test_images_are_normalised_by_the_file(
 def test_baseline_is_real_images_of_the_same_number(
     make_artifact: MakeArtifact, tiny_data: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    calls: list[tuple[tuple[Any, ...], dict[str, Any]]] = []
+    calls: list[tuple[Any, ...]] = []
 
-    def record(*arguments: Any, **named: Any) -> Outcome:
-        calls.append((arguments, named))
+    def record(*arguments: Any) -> Outcome:
+        calls.append(arguments)
         return Outcome(float(len(calls)), None, False)
 
-    monkeypatch.setattr("trajmatch.evaluate.distilled.train_fresh", record)
+    monkeypatch.setattr("trajmatch.evaluate.distilled.train_networks", each_network(record))
     result = evaluate_artifact(config(make_artifact(), data=tiny_data))
     assert result["distilled"]["accuracies"] == [1.0, 2.0]
     assert result["random_real"]["accuracies"] == [3.0, 4.0]
@@ -86,13 +87,12 @@ def test_baseline_is_real_images_of_the_same_number(
         )
     }
     for distilled, baseline in zip(calls[:2], calls[2:], strict=True):
-        images, labels = baseline[0][:2]
+        images, labels = baseline[:2]
         assert labels.tolist() == [0, 0, 1, 1, 2, 2]
         assert [real[image.tobytes()] for image in images.numpy()] == labels.tolist()
-        assert baseline[0][2:4] == distilled[0][2:4]  # network and protocol
-        given = [{**each[1], "on_epoch": None} for each in (baseline, distilled)]
-        assert given[0] == given[1]  # seed, device
-    assert not torch.equal(calls[2][0][0], calls[3][0][0])  # every network has its own draw
+        assert baseline[2:4] == distilled[2:4]  # network and protocol
+        assert baseline[6:] == distilled[6:]  # seed, device and callback
+    assert not torch.equal(calls[2][0], calls[3][0])  # every network has its own draw
 
 
 def test_without_baseline(make_artifact: MakeArtifact, tiny_data: str) -> None:

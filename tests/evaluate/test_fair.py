@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 import torch
+from stand_ins import each_network
 from torch import Tensor
 
 from trajmatch import artifact, networks
@@ -58,11 +59,11 @@ def trained(monkeypatch: pytest.MonkeyPatch) -> list[tuple[Any, ...]]:
     """Networks are not trained; their sets are collected, and their accuracy is their number."""
     seen: list[tuple[Any, ...]] = []
 
-    def record(*arguments: Any, **named: Any) -> Outcome:
+    def record(*arguments: Any) -> Outcome:
         seen.append(arguments)
         return Outcome(float(len(seen)), None, False)
 
-    monkeypatch.setattr("trajmatch.evaluate.distilled.train_fresh", record)
+    monkeypatch.setattr("trajmatch.evaluate.distilled.train_networks", each_network(record))
     return seen
 
 

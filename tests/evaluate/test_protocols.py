@@ -12,12 +12,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from trajmatch import networks
+from trajmatch import networks, training
 from trajmatch.errors import UserError
 from trajmatch.evaluate import PROTOCOLS, EvalConfig, Outcome, Protocol, accuracy, train
 from trajmatch.evaluate.scores import Score, evaluate_set
 from trajmatch.random import derive_seed, generator
-from trajmatch.training import train_fresh
+from trajmatch.training import train_fresh, train_networks
 
 SPEC = networks.ConvNet(1, 3, 8, width=4, depth=1).spec()
 
@@ -215,6 +215,51 @@ def test_description_says_what_was_run() -> None:
     )
     assert "chosen on the test set" in steps["tested"]
     assert PROTOCOLS["datm"].describe()["tested"] == "once, after the last epoch"
+
+
+# --- networks side by side
+
+
+@pytest.mark.parametrize("regresses", [False, True])
+@pytest.mark.parametrize("name", PROTOCOLS)
+def test_networks_side_by_side_are_those_trained_alone(name: str, regresses: bool) -> None:
+    protocol = replace(PROTOCOLS[name], lr=0.05, epochs=5, batch_size=4, test_every=2)
+    sets = [(*toy(7, soft=regresses, seed=seed), seed) for seed in range(3)]
+    tests = toy(60, soft=regresses, seed=9)
+    rounds: list[None] = []
+    model = networks.build(SPEC)
+    together = [*training._side_by_side(model, sets, protocol, tests, lambda: rounds.append(None))]
+    alone = [
+        train_fresh(images, labels, SPEC, protocol, *tests, seed) for images, labels, seed in sets
+    ]
+    assert together == alone and len(rounds) == 3 * protocol.num_rounds
+    assert len({each.accuracy for each in together}) > 1
+
+
+@pytest.mark.parametrize(
+    ("count", "spec", "device", "groups"),
+    [
+        (10, {}, "cuda", [5]),
+        (2**20 // 64 // 2, {}, "cuda", [2, 2, 1]),
+        (2**20 // 64, {}, "cuda", [1] * 5),
+        (10, {"norm": "batch"}, "cuda", [1] * 5),
+        (10, {}, "cpu", [1] * 5),
+    ],
+)
+def test_small_networks_go_side_by_side_on_a_gpu(
+    monkeypatch: pytest.MonkeyPatch, count: int, spec: Any, device: str, groups: list[int]
+) -> None:
+    found: list[int] = []
+
+    def counting(model: nn.Module, sets: list[Any], *rest: Any) -> list[Outcome]:
+        found.append(len(sets))
+        return [Outcome(0.0, None, False) for _ in sets]
+
+    monkeypatch.setattr(training, "_side_by_side", counting)
+    monkeypatch.setattr(nn.Module, "to", lambda self, device: self)
+    sets, protocol = [(*toy(count), seed) for seed in range(5)], Protocol(batch_size=10**9)
+    outcomes = [*train_networks(sets, {**SPEC, **spec}, protocol, toy(6), device)]
+    assert found == groups and len(outcomes) == 5
 
 
 # --- scores

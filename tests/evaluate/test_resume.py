@@ -34,15 +34,16 @@ def configure(make_artifact: MakeArtifact, tiny_data: str) -> Callable[..., Eval
 @pytest.fixture
 def stopped_at(monkeypatch: pytest.MonkeyPatch) -> Callable[[int], list[Any]]:
     """Sends SIGTERM in the n-th epoch from here on; gives the seeds of the trainings begun."""
-    train_fresh, check = distilled.train_fresh, interruption.check
+    train_networks, check = distilled.train_networks, interruption.check
 
     def install(epoch: int) -> list[Any]:
         begun: list[Any] = []
         left = [epoch]
 
-        def counted(*arguments: Any, **named: Any) -> Any:
-            begun.append(named["seed"])
-            return train_fresh(*arguments, **named)
+        def counted(sets: list[Any], *arguments: Any) -> Any:
+            for each in sets:
+                begun.append(each[2])
+                yield from train_networks([each], *arguments)
 
         def look() -> None:
             left[0] -= 1
@@ -50,7 +51,7 @@ def stopped_at(monkeypatch: pytest.MonkeyPatch) -> Callable[[int], list[Any]]:
                 os.kill(os.getpid(), signal.SIGTERM)
             check()
 
-        monkeypatch.setattr(distilled, "train_fresh", counted)
+        monkeypatch.setattr(distilled, "train_networks", counted)
         monkeypatch.setattr(interruption, "check", look)
         return begun
 

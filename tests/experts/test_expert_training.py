@@ -181,7 +181,7 @@ def test_whitened_experts_are_the_same_in_processes_and_after_an_interruption(
 
 def test_a_store_cannot_change_its_preprocessing(make_config: MakeConfig) -> None:
     train_experts(make_config())
-    told = r'preprocessing = {"mean".*, but this run has {"kind": "zca"'
+    told = r"preprocessing = {'mean'.*, but this run has {'kind': 'zca'"
     with pytest.raises(UserError, match=told):
         train_experts(make_config(zca=True, resume=True))
 
@@ -316,7 +316,7 @@ def test_existing_store_without_resume(make_config: MakeConfig, contents: Conten
         ({"weight_decay": 0.1}, r"recipe\.weight_decay"),
         ({"dsa": "flip"}, r"recipe\.dsa"),
         ({"width": 8}, r"network\.width = 4, but this run has 8"),
-        ({"pooling": "max"}, r'network\.pooling = "average", but this run has "max"'),
+        ({"pooling": "max"}, r"network\.pooling = 'average', but this run has 'max'"),
         ({"seed": 7}, r"seed = 0, but this run has 7"),
         ({"holdout": 0.25}, r"holdout\.fraction = 0\.0, but this run has 0\.25"),
         ({"num_experts": 1}, r"num_experts = 2, but this run has 1; .* not shrink"),

@@ -1,15 +1,9 @@
 """`trajmatch distill`: makes a distilled set from an expert store, or from real images alone."""
 
-from __future__ import annotations
-
 import sys
 from dataclasses import replace
-from typing import TYPE_CHECKING
 
 from trajmatch.distill.config import DistillConfig
-
-if TYPE_CHECKING:
-    from trajmatch.distill.memory_plan import Forecast
 
 
 def run(argv: list[str]) -> None:
@@ -25,6 +19,7 @@ def run(argv: list[str]) -> None:
     from trajmatch.cli.progress import Progress
     from trajmatch.data.sources import of_recipe, say_other_data
     from trajmatch.distill import distill
+    from trajmatch.distill.memory_plan import Forecast
     from trajmatch.experts import Store
     from trajmatch.parallel import joined
     from trajmatch.progress import duration
@@ -41,9 +36,8 @@ def run(argv: list[str]) -> None:
     if recipe.data and config.experts is None:
         data = of_recipe(config.data or recipe.data, recipe.data, recipe.name)
         config = replace(config, data=data)
-    elif recipe.data:
+    elif recipe.data and config.experts is not None:
         # The experts determine the data set: warn if the recipe is for another one.
-        assert config.experts is not None
         name = Store.open(config.experts).manifest["dataset"]["name"]
         if name != recipe.data:
             say_other_data(f"{name} (of {config.experts})", recipe.data, recipe.name)

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from trajmatch import networks, ops, random, reference
 from trajmatch.ops import dsa_parameters
+from trajmatch.recording import relative_error
 
 TOLERANCE = 1e-9  # relative; the cases are small enough for rounding to stay far below it
 
@@ -42,7 +43,7 @@ def run_cases(devices: list[str]) -> list[dict[str, Any]]:
             results = _results(name, case, ops, device)
             seconds = time.perf_counter() - started
             outcome: dict[str, Any] = {"case": name, "device": device, "seconds": seconds}
-            error = _worst(results, expected)
+            error = relative_error(results, expected)
             outcomes.append(outcome | {"error": error, "passed": error <= TOLERANCE})
     return outcomes
 
@@ -106,13 +107,4 @@ def _results(name: str, case: Case, operators: Any, device: str) -> list[Tensor]
         total = torch.stack([torch.sin(each).square().sum() for each in last]).sum()
         last = list(torch.autograd.grad(total, inputs, create_graph=order + 1 < case.orders))
         results = [*results, *last]
-    return results
-
-
-def _worst(results: list[Tensor], expected: list[Tensor]) -> float:
-    """Return the largest relative difference, or NaN if any is NaN."""
-    errors = [
-        (result.detach().cpu() - other.detach()).norm() / other.detach().norm()
-        for result, other in zip(results, expected, strict=True)
-    ]
-    return float(torch.stack(errors).max())
+    return [each.detach().cpu() for each in results]

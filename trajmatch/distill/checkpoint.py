@@ -2,7 +2,7 @@
 
 from dataclasses import fields, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import msgspec
 import torch
@@ -14,16 +14,23 @@ from trajmatch.distill.problem import Problem
 from trajmatch.distill.state import Progress, State
 from trajmatch.errors import UserError, as_user_error
 from trajmatch.images.parametrisation import Tensors
-from trajmatch.schema import settings_of
+from trajmatch.schema import convert, settings_of
 
 FORMAT = "trajmatch distillation checkpoint"
-FORMAT_VERSION = 4
-_OLD_VERSION = 3  # written by release 0.1
+
+
+class Description(msgspec.Struct, tag_field="format", tag=FORMAT):
+    """Metadata of a checkpoint; version 3, of release 0.1, has no entry ``progress``."""
+
+    identity: dict[str, Any]  # Problem.identity
+    progress: Any = None
+    format_version: Literal[3, 4] = 4
 
 
 def save(path: Path, state: State, identity: dict[str, Any]) -> None:
     """Atomically write the state after a whole outer iteration, with ``Problem.identity``."""
     moving = learned(state.parameters)
+    found = Description(identity, settings_of(state, Progress))
     # Tensors are named by their part of the state: value.images, velocity.images, draws.experts.
     files.save_tensors(
         path,
@@ -34,36 +41,22 @@ def save(path: Path, state: State, identity: dict[str, Any]) -> None:
             **_named("best", state.best_values),
             **_named("draws", state.random_state),
         },
-        {
-            "format": FORMAT,
-            "format_version": FORMAT_VERSION,
-            "identity": identity,
-            "progress": msgspec.to_builtins(settings_of(state, Progress)),
-        },
+        msgspec.to_builtins(found),
     )
 
 
 def load(path: Path, problem: Problem) -> State:
     """Return the saved state; UserError if the file is damaged or its run had other settings."""
-    tensors, description = files.load_tensors(path)
-    version = description.get("format_version")
-    if description.get("format") != FORMAT or version not in (_OLD_VERSION, FORMAT_VERSION):
-        raise UserError(
-            f"{path} is not a checkpoint that this version reads; remove it, or choose "
-            "another --out"
-        )
-    found = description.get("identity")
-    if not isinstance(found, dict):
-        raise UserError(
-            f"{path} is damaged (it holds no settings of a run); remove it to start again"
-        )
+    tensors, metadata = files.load_tensors(path)
+    place = f"{path} is damaged or not a checkpoint that this version reads"
+    found = convert(metadata, Description, place, "; remove it, or choose another --out")
     # A resumed run may be longer than first planned.
-    check_same_run(path, found, problem.identity, ignore=("iterations",))
+    check_same_run(path, found.identity, problem.identity, ignore=("iterations",))
     kinds = (KeyError, ValueError, RuntimeError)
     with as_user_error(f"{path} is damaged (", *kinds, advice="); remove it to start again"):
-        if version == _OLD_VERSION:
-            tensors, description = _of_0_1(tensors, description)
-        progress = msgspec.convert(description["progress"], Progress)
+        if found.format_version == 3:
+            tensors, found.progress = _of_0_1(tensors, metadata)
+        progress = msgspec.convert(found.progress, Progress)
         # The new state has the optimisers with their initial moments, whose names, dtypes and
         # devices the stored moments must follow.
         state = problem.state(_under("value", tensors, problem.device))
@@ -119,7 +112,7 @@ def _of_0_1(
         numbers["best"] = progress["best"]["step_size"]
     for name, number in numbers.items():
         found[f"{name}.step_size"] = torch.tensor(number, dtype=torch.float64)
-    return found, {"progress": progress}
+    return found, progress
 
 
 def _named(prefix: str, tensors: Tensors) -> dict[str, Tensor]:
@@ -127,8 +120,4 @@ def _named(prefix: str, tensors: Tensors) -> dict[str, Tensor]:
 
 
 def _under(prefix: str, tensors: Tensors, device: str | torch.device) -> dict[str, Tensor]:
-    return {
-        name.removeprefix(f"{prefix}."): tensor.to(device)
-        for name, tensor in tensors.items()
-        if name.startswith(f"{prefix}.")
-    }
+    return {name: each.to(device) for name, each in files.under(f"{prefix}.", tensors).items()}

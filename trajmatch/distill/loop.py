@@ -69,8 +69,7 @@ def distill(
             :func:`trajmatch.interruption.signals`. A checkpoint of the last iteration is saved.
     """
     expect_config("distill", config, DistillConfig)
-    with ExitStack() as stack:
-        stack.enter_context(networks.cuda_blocks(config.cuda_blocks))
+    with networks.cuda_blocks(config.cuda_blocks), ExitStack() as stack:
         ranks.on_rank_0(lambda: _lock_output(config, stack))
         return _distill(config, progress or NoProgress(), ranks, tell)
 

@@ -8,9 +8,11 @@ from contextlib import AbstractContextManager, ExitStack, closing, contextmanage
 from pathlib import Path
 from typing import Any
 
+import msgspec
+
 from trajmatch import files
 from trajmatch.distill.problem import Problem
-from trajmatch.errors import UserError, as_user_error
+from trajmatch.errors import as_user_error
 
 #: Function that logs the numbers of an iteration or an evaluation, given as keywords.
 Log = Callable[..., None]
@@ -38,7 +40,7 @@ def metrics_log(
         files.check_writable(path.parent)
         # A resumed run repeats the iterations after its checkpoint, so drop their lines.
         kept = _lines_until(path, iteration) if path.exists() else []
-        files.write_text(path, "".join(kept))
+        files.write_bytes(path, b"".join(kept))
 
         def log(**numbers: Any) -> None:
             # JSON has no NaN and no infinity: write null.
@@ -135,24 +137,21 @@ def _finite(value: Any) -> Any:
     return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
-def _lines_until(path: Path, iteration: int) -> list[str]:
+class _Line(msgspec.Struct):
+    """The entry that every line has."""
+
+    iteration: int
+
+
+def _lines_until(path: Path, last: int) -> list[bytes]:
     """Return the lines up to an iteration; an incomplete last line is dropped."""
     kept = []
-    other = f"{path} is not a log of this program: "
-    with (
-        as_user_error(f"cannot read the log {path}: ", OSError),
-        as_user_error(other, UnicodeDecodeError, advice="; choose another --log"),
-    ):
-        lines = path.read_text(encoding="utf-8").splitlines(keepends=True)
+    with as_user_error(f"cannot read the log {path}: ", OSError):
+        lines = path.read_bytes().splitlines(keepends=True)
     for number, line in enumerate(lines, start=1):
-        try:
-            done = json.loads(line)["iteration"]
-        except (ValueError, KeyError, TypeError) as error:
-            if number == len(lines) and not line.endswith("\n"):
-                break  # cut off by an interruption
-            raise UserError(
-                f"{path} is not a log of this program (line {number}); choose another --log"
-            ) from error
-        if done <= iteration:
-            kept.append(line)
+        other = f"{path} is not a log of this program (line {number}: "
+        with as_user_error(other, msgspec.DecodeError, advice="); choose another --log"):
+            # A line without a line break was cut off by an interruption.
+            if line.endswith(b"\n") and msgspec.json.decode(line, type=_Line).iteration <= last:
+                kept.append(line)
     return kept

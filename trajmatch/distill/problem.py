@@ -11,22 +11,13 @@ from torch import Tensor
 from trajmatch import artifact
 from trajmatch.artifact import Artifact
 from trajmatch.distill import initialise
+from trajmatch.distill import parameters as outer
 from trajmatch.distill.config import DistillConfig, DistillSettings
 from trajmatch.distill.initialise import free_rows, initial_parameters
 from trajmatch.distill.objectives import Objective
 from trajmatch.distill.objectives.chosen_window import train_and_test
 from trajmatch.distill.objectives.match_trajectory import MatchTrajectory
-from trajmatch.distill.parameters import (
-    LABELS,
-    SGD,
-    STEP_SIZE,
-    Adam,
-    Optimiser,
-    OuterParameter,
-    SyntheticSet,
-    learned,
-    of_images,
-)
+from trajmatch.distill.parameters import LABELS, STEP_SIZE, SyntheticSet, learned, of_images
 from trajmatch.distill.setup import Setup, open_setup
 from trajmatch.distill.state import State
 from trajmatch.experts.config import NetworkSettings
@@ -209,28 +200,30 @@ class Problem(Setup):
             draws=self.objective.draws(),
         )
 
-    def _parameter(self, name: str, value: Tensor) -> OuterParameter:
+    def _parameter(self, name: str, value: Tensor) -> outer.OuterParameter:
         """Return an outer parameter with its configured optimiser."""
         config = self.config
         if name == STEP_SIZE:
             lr, momentum, exp = config.lr_lr, config.momentum_lr, config.lr_param == "exp"
-            rule = SGD(lr=lr, momentum=momentum, flag="--lr-lr", positive=True, multiplicative=exp)
-            return OuterParameter.new(value.cpu(), rule)
+            rule = outer.SGD(
+                lr=lr, momentum=momentum, flag="--lr-lr", positive=True, multiplicative=exp
+            )
+            return outer.OuterParameter.new(value.cpu(), rule)
         value = value.to(self.device)
         # Constants: labels of --labels hard, and what belongs to the objective (memory, mask).
         given = config.labels == "hard" if name == LABELS else not of_images({name: value})
         if given or not value.is_floating_point():
-            return OuterParameter.new(value)
+            return outer.OuterParameter.new(value)
         if name == LABELS:
-            rule = SGD(lr=config.lr_label, momentum=config.momentum_label, flag="--lr-label")
-            return OuterParameter.new(value, rule)
+            rule = outer.SGD(lr=config.lr_label, momentum=config.momentum_label, flag="--lr-label")
+            return outer.OuterParameter.new(value, rule)
         free = None
         if config.freeze:
             free = free_rows(config.images, value, self.dataset.num_classes, config.freeze)
-        return OuterParameter.new(value, self.image_optimiser, free)
+        return outer.OuterParameter.new(value, self.image_optimiser, free)
 
     @property
-    def image_optimiser(self) -> Optimiser:
+    def image_optimiser(self) -> outer.Optimiser:
         """Optimiser of the images' parameters."""
         # First the flag decides, then the objective, then the parametrisation.
         config, own = self.config, self.parametrisation
@@ -241,8 +234,8 @@ class Problem(Setup):
             lr = own.lr if name == own.optimiser else {"sgd": 100.0, "adam": 0.001}[name]
         clip = self.objective.clip if config.clip_img is None else config.clip_img
         if name == "adam":
-            return Adam(lr=lr, flag="--lr-img", clip=clip)
-        return SGD(lr=lr, momentum=config.momentum_img, flag="--lr-img", clip=clip)
+            return outer.Adam(lr=lr, flag="--lr-img", clip=clip)
+        return outer.SGD(lr=lr, momentum=config.momentum_img, flag="--lr-img", clip=clip)
 
     def render(self, values: Tensors) -> SyntheticSet:
         """Render the synthetic set from outer parameters, without gradients."""

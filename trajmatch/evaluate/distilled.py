@@ -4,6 +4,7 @@ import re
 from collections.abc import Callable
 from contextlib import ExitStack
 from dataclasses import replace
+from itertools import groupby
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +22,7 @@ from trajmatch.lock import locked
 from trajmatch.progress import NoProgress, ProgressLike
 from trajmatch.random import derive_seed
 from trajmatch.schema import expect_config
-from trajmatch.training import Outcome, train_fresh
+from trajmatch.training import Outcome, train_networks
 
 
 def evaluate_artifact(
@@ -166,27 +167,22 @@ class _Evaluation:
 
     def train_all(self) -> None:
         """Train and test the networks that have no record."""
-        for key, (spec, kind, number) in self.trainings.items():
-            if key in self.outcomes:
-                continue
-            images, labels = self._sets.of(kind, number)
-            protocol = self._protocol
-            outcome = train_fresh(
-                images,
-                labels,
-                spec,
-                protocol if SETS[kind].augmented else replace(protocol, dsa="none"),
-                self._test_images,
-                self._dataset.test_answers,
-                # Every set has the same seeds, so that network k starts from the same parameters.
-                seed=derive_seed(self._config.seed, "evaluate", number),
-                device=self._config.device,
-                on_epoch=self._on_epoch,
-            )
-            if self.records is not None:
-                self.records.write(*key, outcome)
-            # Write the record first, so that an interrupted run reports only networks that it kept.
-            self.outcomes[key] = outcome
+        tests = self._test_images, self._dataset.test_answers
+        left = [key for key in self.trainings if key not in self.outcomes]
+        for (spec, kind), group in groupby(left, lambda key: self.trainings[key][:2]):
+            keys = [*group]
+            # Every set has the same seeds, so that network k starts from the same parameters.
+            sets = [
+                (*self._sets.of(kind, number), derive_seed(self._config.seed, "evaluate", number))
+                for number in (self.trainings[key][2] for key in keys)
+            ]
+            dsa = self._protocol.dsa if SETS[kind].augmented else "none"
+            course = replace(self._protocol, dsa=dsa), tests, self._config.device, self._on_epoch
+            for key, outcome in zip(keys, train_networks(sets, spec, *course), strict=True):
+                if self.records is not None:
+                    self.records.write(*key, outcome)
+                # Write the record first, so that an interrupted run reports only what it kept.
+                self.outcomes[key] = outcome
 
     def result(self) -> dict[str, Any]:
         """Return the result of the finished networks, and write the result beside the records."""

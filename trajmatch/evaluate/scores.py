@@ -18,7 +18,7 @@ from torch import Tensor
 
 from trajmatch.protocol import Protocol
 from trajmatch.random import derive_seed
-from trajmatch.training import Outcome, train_fresh
+from trajmatch.training import Outcome, train_networks
 
 
 @dataclass(frozen=True)
@@ -106,10 +106,8 @@ def evaluate_set(
     ``k``.
     """
     tests = test_images, test_labels
-    outcomes = [
-        train_fresh(images, labels, network_spec, protocol, *tests, each, device)
-        for each in (derive_seed(seed, "evaluate", network) for network in range(seeds))
-    ]
+    sets = [(images, labels, derive_seed(seed, "evaluate", network)) for network in range(seeds)]
+    outcomes = [*train_networks(sets, network_spec, protocol, tests, device)]
     protocol_used = {**protocol.describe(), "network": network_spec}
     return Score.of_outcomes(outcomes, protocol_used, test_labels)
 

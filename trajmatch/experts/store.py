@@ -12,7 +12,6 @@ Files are written atomically, so an interrupted run leaves no partial expert. Fi
 memory-mapped, and reading a snapshot touches only the rows that it needs.
 """
 
-import json
 import zlib
 from collections.abc import Collection, Mapping
 from functools import cached_property
@@ -381,8 +380,8 @@ class Store:
         for field, have, want in differences(self.manifest, wanted):
             if field not in _NOT_IDENTITY:
                 raise UserError(
-                    f"{self.path} was made with {field} = {_show(have)}, but this run has "
-                    f"{_show(want)}; repeat the flags it was made with, or choose another --out"
+                    f"{self.path} was made with {field} = {have!r:.60}, but this run has "
+                    f"{want!r:.60}; repeat the flags it was made with, or choose another --out"
                 )
         if wanted["num_experts"] < self.num_experts:
             raise UserError(
@@ -481,9 +480,3 @@ def differences(have: Any, want: Any, field: str = "") -> list[tuple[str, Any, A
         name = f"{field}.{key}" if field else key
         found.extend(differences(have.get(key), want.get(key), name))
     return found
-
-
-def _show(value: Any) -> str:
-    """Return a value as JSON for a message, cut to 60 characters."""
-    text = json.dumps(value, ensure_ascii=False)
-    return text if len(text) <= 60 else text[:57] + "..."

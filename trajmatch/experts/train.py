@@ -78,13 +78,34 @@ def train_experts(
             announce(space)
         return missing
 
-    with ExitStack() as stack:
-        stack.enter_context(networks.cuda_blocks(config.cuda_blocks))
+    with networks.cuda_blocks(config.cuda_blocks), ExitStack() as stack:
         # Rank 0 holds the lock for all ranks, and broadcasts the missing experts.
         ranks.on_rank_0(lambda: stack.enter_context(locked(config.out, inside=True)))
         missing = ranks.on_rank_0(prepare)
         store = Store.open(config.out, complete=False)
-        _train(store, missing, config, training.whitened(store.zca), progress, ranks, curriculum)
+        training = training.whitened(store.zca)
+        progress, epochs = progress or NoProgress(), ranks.counter()
+        begun = Checkpoints(store, config.checkpoint_seconds)
+        done = (store.num_experts - len(missing)) * config.trained_epochs
+        # Add the epochs that checkpoints or a shorter run have already finished.
+        done += sum(begun.place(expert).epoch for expert in missing)
+        progress.update(done)
+        latest: dict[int, dict[str, float]] = {}
+
+        def on_epoch(expert: int, numbers: dict[str, float]) -> None:
+            # Epochs without a test show the result of the last test.
+            latest[expert] = {**latest.get(expert, {}), **numbers}
+            progress.update(done + epochs(), expert=expert, **latest[expert])
+
+        shard = ranks.shard(missing)
+        at_once = config.workers or automatic_workers(config.device)
+        at_once = min(at_once, max(1, len(shard)))
+        with interruption.time_limit(config.max_time):
+            if at_once > 1 and torch.device(config.device).type == "cpu":
+                work_together(config, shard, at_once, on_epoch)
+            else:
+                work(config, store, training, shard, on_epoch, at_once, curriculum)
+            ranks.barrier()
     # No rank returns before rank 0 has released the lock.
     ranks.barrier()
     return Store.open(config.out)
@@ -117,40 +138,6 @@ def expert_size(manifest: Mapping[str, Any]) -> tuple[int, int]:
     if last < manifest["snapshots"][-1]:
         each += numbers * 4 * (3 if manifest["recipe"]["optimiser"] == "adam" else 2)
     return snapshots, each
-
-
-def _train(
-    store: Store,
-    missing: list[int],
-    config: ExpertConfig,
-    training: Dataset,
-    progress: ProgressLike | None,
-    ranks: Ranks,
-    curriculum: Curriculum | None,
-) -> None:
-    """Train the missing experts of a locked store."""
-    progress, epochs = progress or NoProgress(), ranks.counter()
-    begun = Checkpoints(store, config.checkpoint_seconds)
-    done = (store.num_experts - len(missing)) * config.trained_epochs
-    # Add the epochs that checkpoints or a shorter run have already finished.
-    done += sum(begun.place(expert).epoch for expert in missing)
-    progress.update(done)
-    latest: dict[int, dict[str, float]] = {}
-
-    def on_epoch(expert: int, numbers: dict[str, float]) -> None:
-        # Epochs without a test show the result of the last test.
-        latest[expert] = {**latest.get(expert, {}), **numbers}
-        progress.update(done + epochs(), expert=expert, **latest[expert])
-
-    shard = ranks.shard(missing)
-    at_once = config.workers or automatic_workers(config.device)
-    at_once = min(at_once, max(1, len(shard)))
-    with interruption.time_limit(config.max_time):
-        if at_once > 1 and torch.device(config.device).type == "cpu":
-            work_together(config, shard, at_once, on_epoch)
-        else:
-            work(config, store, training, shard, on_epoch, at_once, curriculum)
-        ranks.barrier()
 
 
 def automatic_workers(device: str) -> int:

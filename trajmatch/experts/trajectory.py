@@ -141,9 +141,8 @@ class _Test:
 
     def __init__(self, model: nn.Module, training: Dataset, device: str | torch.device) -> None:
         self._model, self._labels = copy.deepcopy(model), training.test_answers
-        self._images, self._normalise = training.preprocessing.to(device).staged(
-            training.test_images.to(device)
-        )
+        images = training.test_images.to(device)
+        self._images, self._normalise = training.preprocessing.staged(images)
         # Tests during training use every stride-th image.
         self.stride = max(1, len(self._labels) // _TESTED)
         tested, trained = len(self._labels[:: self.stride]), len(training.train_labels)

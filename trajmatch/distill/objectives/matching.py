@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from trajmatch import files
 from trajmatch.distill.parameters import MEMORY, tensors_by_name
 from trajmatch.distill.terms import Course, Remembering, Term, Waypoint
 from trajmatch.distill.terms.built_in import Final
@@ -119,9 +120,7 @@ class MatchingLoss:
 
 def _seen(course: Course, number: int) -> Course:
     """Return the course with the memory of one term only, under the term's own names."""
-    prefix = f"{MEMORY}{number}."
-    own = {k.removeprefix(prefix): v for k, v in course.memory.items() if k.startswith(prefix)}
-    return replace(course, memory=own)
+    return replace(course, memory=files.under(f"{MEMORY}{number}.", course.memory))
 
 
 def _kinds(tensors: Tensors) -> dict[str, str]:

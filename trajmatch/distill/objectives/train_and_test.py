@@ -88,8 +88,7 @@ class TrainAndTest(OfStudents):
     def of(cls, setup: Setup) -> "TrainAndTest":
         """Return the objective of a run."""
         training, device = setup.training, setup.device
-        images = training.train_images.to(device)
-        staged, normalise = training.preprocessing.to(device).staged(images)
+        staged, normalise = training.preprocessing.staged(training.train_images.to(device))
         labels = training.train_answers.to(device)
         return cls(setup=setup, images=staged, labels=labels, normalise=normalise)
 
