@@ -214,12 +214,18 @@ void pixel_weight_gradient(const LayerPlan<T>& plan, const PixelWeightGradient<T
   using V = Pack<T>;
   constexpr int n = m + 2;
   constexpr int64_t lanes = kLanes<T>;
-  // First transforms the columns of all tiles into `half`. Then, per row of frequencies, the sums
+  // Frequencies of a row whose sums fit into registers.
+  constexpr int group = TM_VECTOR_BYTES == 64 ? n : n / 2;
+  // Packs may alias everything, so the loops keep what they read of `p` and `plan` in variables.
+  const int64_t width = plan.width, count = p.count, v_step = p.v_step, z_step = p.z_step,
+                sum_step = plan.gradient_step();
+  const bool accumulate = p.accumulate, keeps_z = p.z != nullptr;
+  // First transforms the columns of all tiles into `half`. Then, per group of frequencies, the sums
   // stay in registers while the loop runs over the tiles.
   V half[kFirstTiles][n][m];
-  for (int64_t c = 0; c < plan.width; c += lanes) {
+  for (int64_t c = 0; c < width; c += lanes) {
     const T* plane = p.grad_y + c * plan.side * plan.side;
-    for_tiles<m>(plan, p.first, p.count, [&](int64_t, int64_t row, int64_t column, int64_t k) {
+    for_tiles<m>(plan, p.first, count, [&](int64_t, int64_t row, int64_t column, int64_t k) {
       const T* from = plane + (row * plan.side + column) * lanes;
 #pragma GCC unroll 4
       for (int j = 0; j < m; ++j) {
@@ -232,33 +238,36 @@ void pixel_weight_gradient(const LayerPlan<T>& plan, const PixelWeightGradient<T
       }
     });
     for (int row = 0; row < n; ++row) {
-      T* sum = p.sum + row * n * plan.gradient_step() + c;
-      V total[n][channels];
+#pragma GCC unroll 2
+      for (int first = 0; first < n; first += group) {
+        const int64_t frequency = row * n + first;
+        T* const sum = p.sum + frequency * sum_step + c;
+        T* const z_to = keeps_z ? p.z + frequency * z_step + c : nullptr;
+        V total[group][channels];
 #pragma GCC unroll 6
-      for (int f = 0; f < n; ++f) {
+        for (int f = 0; f < group; ++f) {
 #pragma GCC unroll 4
-        for (int k = 0; k < channels; ++k) {
-          const T* from = sum + f * plan.gradient_step() + k * plan.width;
-          total[f][k] = p.accumulate ? load<V>(from) : V{};
+          for (int k = 0; k < channels; ++k) {
+            total[f][k] = accumulate ? load<V>(sum + f * sum_step + k * width) : V{};
+          }
         }
-      }
-      const T* v = p.v + row * n * p.v_step;
-      for (int64_t tile = 0; tile < p.count; ++tile, v += kPixelLanes) {
-        V z[n];
-        Winograd<m>::output_adjoint(half[tile][row], z);
+        const T* v = p.v + frequency * v_step;
+        for (int64_t tile = 0; tile < count; ++tile, v += kPixelLanes) {
+          V z[n];
+          Winograd<m>::output_adjoint(half[tile][row], z);
 #pragma GCC unroll 6
-        for (int f = 0; f < n; ++f) {
-          if (p.z != nullptr)
-            store<V>(p.z + (row * n + f) * p.z_step + tile * plan.width + c, z[f]);
+          for (int f = 0; f < group; ++f) {
+            if (keeps_z) store<V>(z_to + f * z_step + tile * width, z[first + f]);
 #pragma GCC unroll 4
-          for (int k = 0; k < channels; ++k) total[f][k] += v[f * p.v_step + k] * z[f];
+            for (int k = 0; k < channels; ++k) total[f][k] += v[f * v_step + k] * z[first + f];
+          }
         }
-      }
 #pragma GCC unroll 6
-      for (int f = 0; f < n; ++f) {
+        for (int f = 0; f < group; ++f) {
 #pragma GCC unroll 4
-        for (int k = 0; k < channels; ++k) {
-          store<V>(sum + f * plan.gradient_step() + k * plan.width, total[f][k]);
+          for (int k = 0; k < channels; ++k) {
+            store<V>(sum + f * sum_step + k * width, total[f][k]);
+          }
         }
       }
     }
