@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import json
+from collections.abc import Iterable
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -60,9 +61,10 @@ def test_search(
     trained: list[Any] = []
     train_networks = distilled.train_networks
 
-    def train(sets: list[Any], spec: dict[str, Any], *given: Any) -> Any:
-        trained.extend((spec["depth"], spec["norm"], len(images)) for images, *_ in sets)
-        return train_networks(sets, spec, *given)
+    def train(sets: Iterable[Any], spec: dict[str, Any], *given: Any) -> Any:
+        taken = [*sets]
+        trained.extend((spec["depth"], spec["norm"], len(images)) for images, *_ in taken)
+        return train_networks(taken, spec, *given)
 
     monkeypatch.setattr(distilled, "train_networks", train)
     nas.search(arguments)

@@ -1,7 +1,7 @@
 """Train a network on a small set of images by a protocol, and test the network."""
 
 import itertools
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
@@ -19,9 +19,9 @@ from trajmatch.reference import optimiser_step
 
 _Batches = Iterator[tuple[Tensor, Tensor]]
 
-#: Pixels in a step of all networks that are trained side by side: 1,024 images of 32 x 32. More
-#: would take memory and fill a GPU no better.
-_PIXELS = 2**20
+#: Largest number of pixels in the sets of networks that are trained side by side: 512 images of 32
+#: x 32. Their steps take about twice the memory of one network's step with the usual 256 images.
+_PIXELS = 2**19
 
 
 @dataclass(frozen=True)
@@ -64,7 +64,6 @@ def train(
         ValueError: Images and labels are empty or differ in number.
     """
     check_answered("", images, labels)
-    model.train()
 
     def test(theta: Tensor) -> None:
         networks.load_flat_parameters(model, theta)
@@ -101,27 +100,27 @@ def train_fresh(
 
 
 def train_networks(
-    sets: Sequence[tuple[Tensor, Tensor, int]],
+    sets: Iterable[tuple[Tensor, Tensor, int]],
     network_spec: dict[str, Any],
     protocol: Protocol,
     tests: tuple[Tensor, Tensor],
     device: str | torch.device = "cpu",
     on_epoch: Callable[[], None] = lambda: None,
 ) -> Iterator[Outcome]:
-    """Yield the outcomes of new networks, trained on sets of images of the same size.
+    """Yield the outcomes of new networks, trained on sets with the same number of images.
 
     A set has images, labels and the seed of its network; ``tests`` are test images and labels. All
-    are as for :func:`train_fresh`. Small networks are trained side by side on a GPU, where they
-    share launches.
+    are as for :func:`train_fresh`. On a GPU, networks on small sets are trained side by side, so
+    that they share launches. Sets are taken from the iterable when their training begins.
     """
-    model, at_once = networks.build(network_spec), 1
-    # Running statistics are those of one network.
-    alone = ops.engine_for(model) != "engine" or networks.num_buffers(model) > 0
-    if torch.device(device).type == "cuda" and not alone:
-        at_once = max(1, _PIXELS // sets[0][0][: protocol.batch_size, 0].numel())
-    for first in range(0, len(sets), at_once):
-        model = networks.build(network_spec).to(device)
-        yield from _side_by_side(model, sets[first : first + at_once], protocol, tests, on_epoch)
+    sets, cuda = iter(sets), torch.device(device).type == "cuda"
+    for first in sets:
+        model, at_once = networks.build(network_spec), 1
+        # A module holds the running statistics of one network only.
+        if cuda and ops.engine_for(model) == "engine" and networks.num_buffers(model) == 0:
+            at_once = _PIXELS // max(1, first[0][:, 0].numel())
+        group = [first, *itertools.islice(sets, max(0, at_once - 1))]
+        yield from _side_by_side(model.to(device), group, protocol, tests, on_epoch)
 
 
 def _side_by_side(
@@ -152,9 +151,9 @@ def _side_by_side(
         theta, tested = networks.flat_parameters(model), partial(test, number)
         courses.append(_steps(model, theta, images, labels, protocol, seed, on_epoch, tested))
     _take(model, courses, sets[0][2], "mse" if regresses else "cross_entropy")
-    for accuracies, ended in zip(found, diverged, strict=True):
+    for accuracies, lost in zip(found, diverged, strict=True):
         best = max(accuracies) if protocol.test_every and not regresses else None
-        yield Outcome(accuracies[-1], best, ended)
+        yield Outcome(accuracies[-1], best, lost)
 
 
 @dataclass
@@ -170,6 +169,7 @@ def _take(model: nn.Module, courses: Sequence[Iterator[_Step]], seed: int, loss:
 
     ``seed`` is that of the random choices inside a network, such as dropout.
     """
+    model.train()
     cuda = {each.device for each in model.parameters() if each.is_cuda}
     with torch.random.fork_rng(devices=cuda), torch.no_grad():
         torch.manual_seed(derive_seed(seed, "network"))

@@ -13,7 +13,7 @@
 
 namespace trajmatch {
 
-// The rows that batches name.
+// The rows that batches take. With several trajectories, all batches have the same size.
 struct BatchIndex {
   const int64_t* index;      // [S, K, B], values in [0, n)
   int64_t count, num_rows;   // B, n
@@ -29,13 +29,13 @@ struct BatchIndex {
 
 template <class T>
 struct GatherRows {
-  BatchIndex batches;
+  BatchIndex batch;
   int64_t entries, row_size;  // S K B, R
   const T* rows;              // [K, n, R]
   T* out;                     // [S, K, B, R]
 };
 
-// Of one step, S = 1.
+// Scatter of the batch of one step (S = 1).
 template <class T>
 struct ScatterAddRows {
   BatchIndex batch;

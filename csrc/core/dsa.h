@@ -41,13 +41,13 @@ struct Dsa {
   const double* parameters;  // [B, 5]
   const T* in;               // [B, C, H, W] images, or their gradient in the backward pass
   T* out;                    // [B, C, H, W] in the same layout; must not alias `in`
-  // The images of a batch, if `in` holds more of them, in another order, than `out`: out[i] comes
-  // from the row of entry i. On CUDA, a row that does not exist gives NaN.
-  BatchIndex batch_index{};
+  // Index of the images of `in` ([n, C, H, W]) that the outputs are made from. Without one, out[i]
+  // is made from in[i]. On CUDA, an image that does not exist gives NaN.
+  BatchIndex sources{};
 
   // The image that a sample is made from, or -1 if it does not exist.
   TM_HD int64_t source(int64_t sample) const {
-    return batch_index.index == nullptr ? sample : batch_index.row(sample);
+    return sources.index == nullptr ? sample : sources.row(sample);
   }
   TM_HD int64_t pixels() const { return height * width; }
   TM_HD int64_t image_size() const { return channels * height * width; }

@@ -8,7 +8,7 @@ namespace trajmatch::cpu {
 template <class T>
 void gather_rows(const GatherRows<T>& p, int64_t begin, int64_t end) {
   for (int64_t i = begin; i < end; ++i) {
-    std::copy_n(p.rows + p.batches.row(i) * p.row_size, p.row_size, p.out + i * p.row_size);
+    std::copy_n(p.rows + p.batch.row(i) * p.row_size, p.row_size, p.out + i * p.row_size);
   }
 }
 

@@ -37,7 +37,7 @@ __global__ void __launch_bounds__(kThreads) gather_rows_kernel(GatherRows<T> p, 
   const int64_t entry = blockIdx.x / tiles;
   const int64_t column = static_cast<int64_t>(blockIdx.x % tiles) * kThreads + threadIdx.x;
   if (column >= p.row_size) return;
-  const int64_t row = p.batches.row(entry);
+  const int64_t row = p.batch.row(entry);
   p.out[entry * p.row_size + column] = row < 0 ? no_value<T>() : p.rows[row * p.row_size + column];
 }
 
@@ -46,6 +46,7 @@ __global__ void __launch_bounds__(kThreads)
     scatter_add_rows_kernel(ScatterAddRows<T> p, unsigned tiles) {
   const int64_t entry = blockIdx.x / tiles;
   const int64_t column = static_cast<int64_t>(blockIdx.x % tiles) * kThreads + threadIdx.x;
+  const int64_t* const index = p.batch.index;
   const int64_t row = p.batch.row(entry);
   if (row < 0) return;
   // Entries are fewer than blocks, so 32 bits are enough.
@@ -57,7 +58,7 @@ __global__ void __launch_bounds__(kThreads)
   const int64_t end = (trajectory + 1) * p.batch.count;
   for (int64_t first = trajectory * p.batch.count; first < end; first += kWarpSize) {
     const int64_t other = first + lane;
-    unsigned same = __ballot_sync(kFullWarp, other < end && p.batch.row(other) == row);
+    unsigned same = __ballot_sync(kFullWarp, other < end && index[other] == index[entry]);
     for (; same != 0; same &= same - 1) {
       const int64_t from = first + __ffs(static_cast<int>(same)) - 1;
       if (from < entry) return;  // the block of that earlier entry adds this one too

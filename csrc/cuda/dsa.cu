@@ -4,10 +4,10 @@
 // time, with all its channels, and neighbouring threads take neighbouring pixels. All threads of a
 // block have the same kind of transform, so the choice of kind causes no warp divergence. For the
 // mean that the colour transform needs, every block of the sample sums the whole image, in the same
-// order (float32 compensated), because a second launch would cost more. In the backward pass of the
-// sampling, a thread takes one input pixel and searches, row by row, the few output pixels that may
-// have sampled it. Deterministic. `in` and `out` must not alias. An unknown kind, or an image that
-// does not exist, gives NaN.
+// order, because a second launch would cost more. In the backward pass of the sampling, a thread
+// takes one input pixel and searches, row by row, the few output pixels that may have sampled it.
+// Deterministic. `in` and `out` must not alias. An unknown kind, or an image that does not exist,
+// gives NaN.
 //
 // Bytes per value in float32: 4 read + 4 written. At the 4.3 TB/s of an H200, a batch of 256 images
 // of 3 x 32 x 32 takes 1.5 microseconds. Smaller batches cost about a launch.

@@ -13,14 +13,14 @@ void check_dsa_parameters(const Check& check, const Tensor& parameters, const ch
                           const Tensor& like, const char* like_name, int64_t count);
 
 // Runs one pass that makes images [B, C, H, W]. `in` and `out` have the same memory layout, both
-// contiguous or both channels-last. `parameters` is [B, 5]. With a batch index, `in` may hold other
-// images than those of the batch.
+// contiguous or both channels-last. `parameters` is [B, 5]. `sources` may choose the images of
+// `in`.
 template <class T>
 void run_dsa(DsaPass pass, const Tensor& in, const double* parameters, bool channels_last,
-             const Tensor& out, const Device& device, const BatchIndex& batch = {}) {
+             const Tensor& out, const Device& device, const BatchIndex& sources = {}) {
   if (out.numel() == 0) return;
   run(Dsa<T>{pass, out.size(0), out.size(1), out.size(2), out.size(3), channels_last, parameters,
-             read<T>(in), write<T>(out), batch},
+             read<T>(in), write<T>(out), sources},
       device);
 }
 

@@ -49,12 +49,16 @@ OptionalTensor part_of(const OptionalTensor& all, int64_t trajectory, int64_t tr
   return trajmatch::part_of(*all, trajectory, trajectories);
 }
 
-std::optional<VectorPart> part_of(std::optional<VectorPart> all, int64_t trajectory,
+VectorPart part_of(VectorPart all, int64_t trajectory, int64_t trajectories) {
+  all.size /= trajectories;
+  all.begin += trajectory * all.size;
+  return all;
+}
+
+std::optional<VectorPart> part_of(const std::optional<VectorPart>& all, int64_t trajectory,
                                   int64_t trajectories) {
   if (!all) return std::nullopt;
-  all->size /= trajectories;
-  all->begin += trajectory * all->size;
-  return all;
+  return part_of(*all, trajectory, trajectories);
 }
 
 // True if the network runs layer by layer: always on CUDA, on the CPU if it is not a chain.
@@ -112,12 +116,9 @@ bool Student<T>::each_trajectory(const StudentProblem& problem, const Body& body
   for (int64_t k = 0; k < trajectories; ++k) {
     StudentProblem one = problem;
     one.trajectories = 1;
-    one.theta.size /= trajectories;
-    one.theta.begin += k * one.theta.size;
-    one.images = part_of(problem.images, k, trajectories);
-    if (problem.loss != StudentLoss::kSumLogits) {
-      one.labels = *part_of(std::optional(problem.labels), k, trajectories);
-    }
+    one.theta = part_of(problem.theta, k, trajectories);
+    one.images = trajmatch::part_of(problem.images, k, trajectories);
+    one.labels = part_of(problem.labels, k, trajectories);
     body(k, one);
   }
   return true;
@@ -202,9 +203,9 @@ void Student<T>::gradient_jvp(const StudentProblem& problem, const StudentTangen
         const StudentTangents along{part_of(tangents.theta, k, count),
                                     part_of(tangents.images, k, count),
                                     part_of(tangents.labels, k, count)};
-        gradient_jvp(one, along, *part_of(std::optional(directional), k, count),
-                     part_of(grad_theta, k, count), part_of(grad_images, k, count),
-                     part_of(grad_labels, k, count), part_of(tape, k, count));
+        gradient_jvp(one, along, part_of(directional, k, count), part_of(grad_theta, k, count),
+                     part_of(grad_images, k, count), part_of(grad_labels, k, count),
+                     part_of(tape, k, count));
       })) {
     return;
   }

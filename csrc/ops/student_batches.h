@@ -55,7 +55,6 @@ class Batches {
     rows_ = images.size(theta.dim() - 1);
     check_labels_of(check, loss_, labels, theta, "theta", rows_, network);
     images_ = joined_images(theta, images);
-    labels_ = joined_trajectories(theta, labels);
     check.device(indices, "batches", theta, "theta");
     check.dtype(indices, "batches", ScalarType::Long);
     check.dim(indices, "batches", 1);
@@ -81,11 +80,12 @@ class Batches {
     }
     step_images_ = image_rows();
     const Device device(theta);
-    step_labels_ = labels_.scalar_type() == ScalarType::Long
-                       ? labels_of_steps<int64_t>(device)
-                       : with_dtype(labels_, [&](auto type) {
-                           return labels_of_steps<decltype(type)>(device);
-                         });
+    const Tensor own = joined_trajectories(theta, labels);
+    labels_ = own.scalar_type() == ScalarType::Long
+                  ? labels_of_steps<int64_t>(own, device)
+                  : with_dtype(own, [&](auto type) {
+                      return labels_of_steps<decltype(type)>(own, device);
+                    });
   }
 
   int64_t steps() const { return static_cast<int64_t>(sizes_.size()); }
@@ -102,7 +102,7 @@ class Batches {
       gather_rows<T>(entries(step), images_, sizes_[step], write<T>(images), device);
     }
     const int64_t size = row_size(labels_);
-    const VectorPart labels{*step_labels_, begins_[step] * size, sizes_[step] * size};
+    const VectorPart labels{labels_, begins_[step] * size, sizes_[step] * size};
     return {theta, images, labels, loss_, scale, trajectories_};
   }
 
@@ -169,18 +169,18 @@ class Batches {
   // The labels of all steps, one after the other. A launch gathers those of several steps: for one
   // trajectory of all, otherwise of steps of the same size.
   template <class T>
-  Tensor labels_of_steps(const Device& device) const {
-    Ints sizes = sizes_of(labels_);
+  Tensor labels_of_steps(const Tensor& labels, const Device& device) const {
+    Ints sizes = sizes_of(labels);
     sizes[0] = indices_.numel();
-    const Tensor result = empty(sizes, labels_);
+    const Tensor result = empty(sizes, labels);
     for (int64_t step = 0, end; step < steps(); step = end) {
       int64_t count = 0;
       for (end = step; end < steps() && (trajectories_ == 1 || sizes_[end] == sizes_[step]);
            ++end) {
         count += sizes_[end];
       }
-      gather_rows<T>(entries(step), labels_, count,
-                     write<T>(result) + begins_[step] * row_size(labels_), device);
+      gather_rows<T>(entries(step), labels, count,
+                     write<T>(result) + begins_[step] * row_size(labels), device);
     }
     return result;
   }
@@ -199,11 +199,11 @@ class Batches {
 
   StudentLoss loss_;
   int64_t trajectories_, rows_;  // K, n
-  Tensor images_, labels_, indices_;
+  Tensor images_, indices_;
+  Tensor labels_;  // of all steps
   OptionalTensor augmentation_;
   Ints sizes_, begins_;  // of each step's indices, K B
   std::optional<StepRows> step_images_;
-  OptionalTensor step_labels_;
 };
 
 }  // namespace trajmatch

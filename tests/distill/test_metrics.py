@@ -48,7 +48,16 @@ def test_a_line_cut_by_a_crash_is_dropped(tmp_path) -> None:
     assert [line["iteration"] for line in lines(tmp_path / "log")] == [1, 2, 4]
 
 
-@pytest.mark.parametrize("content", ["my notes\nof today\n", '{"loss": 1}\n', "[1]\n", "\xff\n"])
+def test_a_line_cut_just_before_its_end_is_dropped(tmp_path) -> None:
+    write(tmp_path / "log", 1, 3)
+    (tmp_path / "log").write_text((tmp_path / "log").read_text()[:-1])
+    write(tmp_path / "log", 4, 4)
+    assert [line["iteration"] for line in lines(tmp_path / "log")] == [1, 2, 4]
+
+
+@pytest.mark.parametrize(
+    "content", ["my notes\nof today\n", '{"loss": 1}\n', "[1]\n", "\xff\n", "\xff"]
+)
 def test_a_foreign_file_is_refused_and_kept(tmp_path, content) -> None:
     path = tmp_path / "log"
     path.write_bytes(content.encode("latin-1"))

@@ -10,12 +10,13 @@ from typing import Any
 
 import pytest
 import torch
+from bench.recorders import call_again
 
 from trajmatch import ops
 from trajmatch.distill import distill
 from trajmatch.distill import loop as loop_module
 from trajmatch.distill import memory_plan as plan_module
-from trajmatch.distill.gradients import one_by_one
+from trajmatch.distill.gradients import Graph, one_by_one
 from trajmatch.distill.iteration import outer_iteration
 from trajmatch.distill.memory_plan import (
     Forecast,
@@ -131,6 +132,19 @@ def test_matches_side_by_side_take_as_much_each(configure) -> None:
     one, three = (first_forecast(many, Plan(10 * MEGA, tasks=count)) for count in (1, 3))
     assert three.kept_bytes == 3 * one.kept_bytes > 0
     assert three.more_bytes == pytest.approx(3 * one.more_bytes, rel=0.15)
+
+
+@pytest.mark.parametrize("graph", [True, False])
+def test_a_graph_runs_its_matches_side_by_side(
+    configure, monkeypatch: pytest.MonkeyPatch, graph: bool
+) -> None:
+    if graph:
+        monkeypatch.setattr(
+            loop_module, "gradients_for", lambda problem, _: Graph(problem.objective, call_again)
+        )
+    told: list[Forecast] = []
+    distill(configure(matches=3), tell=told.append)
+    assert told[0].plan.tasks == (3 if graph else 1)
 
 
 def test_a_batch_norm_is_not_parted(configure, make_store) -> None:
@@ -257,4 +271,5 @@ def test_the_tape_of_a_gpu_is_for_all_matches(configure) -> None:
     assert planned(on_gpu, tasks=2) == Plan(8192 * MEGA, tasks=2)
     asked = replace(on_gpu, config=replace(problem.config, tape_mb=5))
     assert planned(asked) == Plan(5 * MEGA)
+    assert planned(asked, tasks=2) == Plan(5 * MEGA // 2, tasks=2)
     assert planned(asked, shared=True) == Plan()

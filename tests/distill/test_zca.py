@@ -8,13 +8,14 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from stand_ins import each_network
 
 from trajmatch import artifact, pictures
 from trajmatch.cli.main import main
 from trajmatch.data import load_dataset
 from trajmatch.distill import distill
 from trajmatch.distill.problem import prepare
-from trajmatch.evaluate import EvalConfig, distilled, evaluate_artifact
+from trajmatch.evaluate import EvalConfig, distilled, evaluate_artifact, train_fresh
 from trajmatch.experts import ExpertConfig, Store, train_experts
 
 
@@ -69,13 +70,12 @@ def test_test_images_are_whitened_by_the_file(
     config = configure(experts=whitened_store, iterations=1)
     distill(config)
     seen = []
-    train_fresh = distilled.train_fresh
 
-    def spy(images, labels, network, protocol, test_images, *rest, **named):
+    def spy(images, labels, network, protocol, test_images, *rest):
         seen.append((test_images, images))
-        return train_fresh(images, labels, network, protocol, test_images, *rest, **named)
+        return train_fresh(images, labels, network, protocol, test_images, *rest)
 
-    monkeypatch.setattr(distilled, "train_fresh", spy)
+    monkeypatch.setattr(distilled, "train_networks", each_network(spy))
     evaluate_artifact(EvalConfig(file=config.out, data=data, seeds=1, epochs=1))
     transform = Store.open(whitened_store).zca
     dataset = load_dataset(data)

@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from trajmatch import networks, training
+from trajmatch import networks, ops, training
 from trajmatch.errors import UserError
 from trajmatch.evaluate import PROTOCOLS, EvalConfig, Outcome, Protocol, accuracy, train
 from trajmatch.evaluate.scores import Score, evaluate_set
@@ -236,11 +236,57 @@ def test_networks_side_by_side_are_those_trained_alone(name: str, regresses: boo
     assert len({each.accuracy for each in together}) > 1
 
 
+def test_one_that_diverges_leaves_the_others_as_they_are() -> None:
+    protocol = replace(PROTOCOLS["mtt"], lr=0.05, epochs=5, dsa="none")
+    sets = [(*toy(7, seed=seed), seed) for seed in range(3)]
+    lost = [sets[0], (sets[1][0] * float("nan"), *sets[1][1:]), sets[2]]
+    tests, model = toy(60, seed=9), networks.build(SPEC)
+    found = [*training._side_by_side(model, lost, protocol, tests, lambda: None)]
+    wanted = [*training._side_by_side(model, sets, protocol, tests, lambda: None)]
+    assert found == [wanted[0], Outcome(0.0, None, True), wanted[2]]
+
+
+def test_a_network_is_trained_in_training_mode(monkeypatch: pytest.MonkeyPatch) -> None:
+    model = networks.build({**SPEC, "norm": "batch"}).eval()
+    modes, gradient = [], ops.gradient
+
+    def look(model: nn.Module, *arguments: Any, **named: Any) -> Any:
+        modes.append(model.training)
+        return gradient(model, *arguments, **named)
+
+    monkeypatch.setattr(networks, "build", lambda spec: model)
+    monkeypatch.setattr(ops, "gradient", look)
+    train_fresh(*toy(6), SPEC, Protocol(epochs=2), *toy(6))
+    assert modes == [True] * 3
+
+
+@pytest.mark.parametrize("device", ["cpu", "cuda"])
+def test_sets_are_checked_and_may_be_none(monkeypatch: pytest.MonkeyPatch, device: str) -> None:
+    monkeypatch.setattr(nn.Module, "to", lambda self, device: self)
+    assert [*train_networks([], SPEC, Protocol(), toy(6), device)] == []
+    with pytest.raises(ValueError, match="at least one"):
+        [*train_networks([(*toy(0), 0)], SPEC, Protocol(), toy(6), device)]
+
+
+def test_sets_are_made_when_their_training_begins() -> None:
+    made: list[int] = []
+
+    def sets() -> Any:
+        for seed in range(3):
+            made.append(seed)
+            yield *toy(6), seed
+
+    for number, _ in enumerate(train_networks(sets(), SPEC, Protocol(epochs=1), toy(6))):
+        assert made == [*range(number + 1)]
+    assert len(made) == 3
+
+
 @pytest.mark.parametrize(
     ("count", "spec", "device", "groups"),
     [
         (10, {}, "cuda", [5]),
-        (2**20 // 64 // 2, {}, "cuda", [2, 2, 1]),
+        (2**19 // 64 // 2, {}, "cuda", [2, 2, 1]),
+        (2**19 // 64, {}, "cuda", [1] * 5),
         (2**20 // 64, {}, "cuda", [1] * 5),
         (10, {"norm": "batch"}, "cuda", [1] * 5),
         (10, {}, "cpu", [1] * 5),

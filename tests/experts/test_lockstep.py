@@ -265,6 +265,21 @@ def test_replays_read_batch_and_learning_rate_anew(count, parts) -> None:
     assert (record.recordings, record.replays) == (2, 2 + 4)  # the first are compared with calls
 
 
+@pytest.mark.parametrize("parts", PARTS)
+def test_experts_step_together_as_alone(parts) -> None:
+    (step, together), (_, alone) = group(3, **PARTS[parts]), group(3, **PARTS[parts])
+    for number, size in enumerate([6, 6, 4]):
+        batch = batches(3, number, size)
+        # Each expert has its own learning rate and loss scale.
+        factors = torch.tensor([1.0, 2.0, 0.5])
+        batch = batch._replace(lr=batch.lr * factors, loss_scale=batch.loss_scale * factors)
+        losses = step(together, batch)
+        for own in (slice(0, 1), slice(1, 2), slice(2, 3)):
+            assert torch.equal(step(alone[own], Batch(*(each[own] for each in batch))), losses[own])
+    for name, tensor in together.tensors().items():
+        assert torch.equal(tensor, alone.tensors()[name])
+
+
 def test_every_expert_has_statistics_of_its_own() -> None:
     step, state = group(2, norm="batch")
     assert state.statistics.numel() > 0

@@ -56,9 +56,9 @@ class Graph:
             for place, tensor in zip(places, tensors, strict=True):
                 own[place] = tensor.detach().requires_grad_(fixed[place])
             memory, matches = tree_unflatten(own, structure)
-            parts = (matches[at : at + plan.tasks] for at in range(0, len(matches), plan.tasks))
-            results = (self._objective.differentiate_together(part, memory, plan) for part in parts)
-            return tuple(each for part in results for result in part for each in result)
+            groups = (matches[at : at + plan.tasks] for at in range(0, len(matches), plan.tasks))
+            found = (self._objective.differentiate_together(each, memory, plan) for each in groups)
+            return tuple(each for group in found for result in group for each in result)
 
         outputs = self.replayed((plan, structure, places, fixed), inputs, all_tasks)
         count = len(outputs) // len(tasks)  # every task returns the same number of tensors

@@ -1,8 +1,9 @@
 """Memory plans, which fit an outer iteration into the available memory.
 
-A plan limits the activations kept for the adjoint and the images per network call. It affects
-memory and time; results change by rounding only. A short trial forecasts memory and time. If memory
-still runs out, the iteration is repeated with the next leaner plan and the same draws.
+A plan limits the activations kept for the adjoint, the matches that run side by side on a GPU, and
+the images per network call. It affects memory and time; results change by rounding only. A short
+trial forecasts memory and time. If memory still runs out, the iteration is repeated with the next
+leaner plan and the same draws.
 """
 
 import gc
@@ -116,8 +117,8 @@ def planned(problem: Problem, shared: bool = False, tasks: int = 1) -> Plan:
     if shared:
         tape_mb = 0
     elif tape_mb is None:
-        tape_mb = (_TAPE_MB if problem.device.type == "cpu" else _TAPE_MB_CUDA) // tasks
-    return Plan(_MEGA * tape_mb, problem.config.micro_batch, tasks)
+        tape_mb = _TAPE_MB if problem.device.type == "cpu" else _TAPE_MB_CUDA
+    return Plan(_MEGA * tape_mb // tasks, problem.config.micro_batch, tasks)
 
 
 def leaner(problem: Problem, plan: Plan, images: int) -> Plan | None:
@@ -178,10 +179,11 @@ def forecast(problem: Problem, parameters: Tensors, plan: Plan) -> Forecast:
     times, vectors = zip(*map(tried, counts), strict=True)
     in_trial = peak_bytes(device)
     theta = sum(each.numel() * each.element_size() for each in problem.model.parameters())
-    # Beyond the trial, memory grows only by the parameter vectors [P] of further steps and by kept
-    # activations.
+    # Beyond the trial, memory grows only by the parameter vectors [P] of further steps, by their
+    # labels, and by kept activations.
     kept = _kept_bytes(problem, plan, sizes)
     grown = (problem.objective.vectors(len(sizes)) - vectors[-1]) * theta + kept
+    grown += sum(sizes[counts[-1] :]) * parameters[LABELS][0].nbytes
     # The measured peak already contains the activations that the trial kept.
     grown -= _kept_bytes(problem, plan, sizes[: counts[-1]])
     # The trial is a single task.
@@ -259,8 +261,8 @@ def _no_memory(problem: Problem, plan: Plan, reason: str) -> str:
     said = f": {lines[0]}" if lines else ""
     return (
         f"memory ran out even with the leanest plan ({plan}){said}; lower {flag(name)} (now "
-        f"{getattr(config, name)}), --batch-syn or --matches (now {config.matches}), or use a "
-        "machine with more memory. Files written before are intact"
+        f"{getattr(config, name)}) or --batch-syn, or use a machine with more memory. Files that "
+        "were written before are intact"
     )
 
 

@@ -152,6 +152,7 @@ def _lines_until(path: Path, last: int) -> list[bytes]:
         other = f"{path} is not a log of this program (line {number}: "
         with as_user_error(other, msgspec.DecodeError, advice="); choose another --log"):
             # A line without a line break was cut off by an interruption.
-            if line.endswith(b"\n") and msgspec.json.decode(line, type=_Line).iteration <= last:
+            cut = line.startswith(b"{") and not line.endswith(b"\n")
+            if not cut and msgspec.json.decode(line, type=_Line).iteration <= last:
                 kept.append(line)
     return kept

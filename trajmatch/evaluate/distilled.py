@@ -172,10 +172,10 @@ class _Evaluation:
         for (spec, kind), group in groupby(left, lambda key: self.trainings[key][:2]):
             keys = [*group]
             # Every set has the same seeds, so that network k starts from the same parameters.
-            sets = [
+            sets = (
                 (*self._sets.of(kind, number), derive_seed(self._config.seed, "evaluate", number))
                 for number in (self.trainings[key][2] for key in keys)
-            ]
+            )
             dsa = self._protocol.dsa if SETS[kind].augmented else "none"
             course = replace(self._protocol, dsa=dsa), tests, self._config.device, self._on_epoch
             for key, outcome in zip(keys, train_networks(sets, spec, *course), strict=True):

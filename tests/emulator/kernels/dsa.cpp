@@ -25,7 +25,7 @@ struct Dsa {
     trajmatch::Dsa<T> params{pass,        batch,    channels,
                              height,      width,    channels_last,
                              rows.data(), in.get(), out.add("out", size)};
-    if (!index.empty()) params.batch_index = {index.data(), batch / 2, 3, 2};
+    if (!index.empty()) params.sources = {index.data(), batch / 2, 3, 2};
     if (backend == Backend::kCuda) {
       trajmatch::cuda::launch_dsa(params, test_stream());
     } else {

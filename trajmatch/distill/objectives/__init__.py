@@ -24,9 +24,9 @@ from trajmatch.random import generator
 class Plan:
     """Trade-off between memory and time; it changes results by rounding at most."""
 
-    tape_bytes: int = 0  # limit for activations that the engine keeps for the backward pass
+    tape_bytes: int = 0  # limit for activations that the engine keeps in each task
     micro_batch: int | None = None  # images per pass through the network; None: the whole batch
-    tasks: int = 1  # side by side in a CUDA graph
+    tasks: int = 1  # tasks that a CUDA graph runs side by side
 
     def __str__(self) -> str:
         limit = f"at most {self.tape_bytes / 2**20:.0f} MB of" if self.tape_bytes else "no"
