@@ -1,4 +1,4 @@
-"""Gain of small students and experts by running side by side: one against four at once."""
+"""Gain of matches, experts and networks by running side by side: one against four at once."""
 
 from __future__ import annotations
 
@@ -20,17 +20,21 @@ from gpu_stages.settings import Record, Settings
 from trajmatch import networks, random
 from trajmatch.data import ChannelNormalisation
 from trajmatch.experts.step import Batch, ExpertState, ExpertStep, steps_for
+from trajmatch.protocol import Protocol
+from trajmatch.training import train_networks
 
 COUNTS = (1, 4)
 #: Outer iterations, from one that leaves most of an H200 idle to one that fills it.
 SIZES = [Size(32, 10, 20), Size(64, 10, 20), Size(128, 10, 20), Size(128, 100, 20)]
 #: Experts' networks, with their batch in the place of the students', and steps in a call.
 EXPERTS = [Size(32, 256, 20), Size(64, 256, 20), Size(128, 256, 20)]
+#: Networks of an evaluation, with the images of their set in the place of a batch, and epochs.
+NETWORKS = [Size(32, 10, 20), Size(128, 10, 20), Size(128, 100, 20)]
 SMALLEST = [Size(4, 3, 3, depth=2, image_size=8)]
 
 
 def run(settings: Settings, record: Record) -> None:
-    """Time ``--matches`` and experts in lockstep; results that differ are a fault."""
+    """Time matches, experts and networks of an evaluation; results that differ are a fault."""
     table: dict[str, Any] = {}
     for size in SMALLEST if settings.quick else SIZES:
         name = f"matches, {size.key}"
@@ -51,6 +55,14 @@ def run(settings: Settings, record: Record) -> None:
             off = max(relative(*pair) for pair in zip(*ends, strict=True))
             if not off <= TOLERANCE[settings.device]:
                 record.fault(f"{name}, {count} at once: parameters are off by {off:.1e}")
+    for size in SMALLEST if settings.quick else NETWORKS:
+        name, (alone,) = f"networks, {size.key}", evaluated(size, 1, settings)()
+        for count in COUNTS:
+            train = evaluated(size, count, settings)
+            _put(table, name, count, train, settings, record)
+            off = abs(train()[0] - alone) / alone
+            if not off <= TOLERANCE[settings.device]:
+                record.fault(f"{name}, {count} at once: an error is off by {off:.1e}")
 
 
 def experts(size: Size, count: int, settings: Settings, replay: bool) -> Callable[[], list[Tensor]]:
@@ -94,6 +106,31 @@ def experts(size: Size, count: int, settings: Settings, replay: bool) -> Callabl
         return [*state.theta.clone()]
 
     return loop
+
+
+def evaluated(size: Size, count: int, settings: Settings) -> Callable[[], list[float]]:
+    """Networks of an evaluation, trained on random images and targets.
+
+    Args:
+        size: Their network; ``batch`` is the number of images, ``steps`` that of epochs.
+        count: Networks.
+        settings: Where they train.
+
+    Returns:
+        Trains them and gives the mean squared error of each on its training images.
+    """
+    draw, side = random.generator(0, "gpu_check", "networks"), size.image_size
+    images = torch.randn(size.batch, 3, side, side, generator=draw)
+    targets = torch.randn(size.batch, size.num_classes, generator=draw)
+    network = networks.ConvNet(3, size.num_classes, side, width=size.width, depth=size.depth)
+    protocol, tests = Protocol(epochs=size.steps), (images, targets)
+    sets = [(images, targets, seed) for seed in range(count)]
+
+    def train() -> list[float]:
+        trained = train_networks(sets, network.spec(), protocol, tests, settings.device)
+        return [outcome.accuracy for outcome in trained]
+
+    return train
 
 
 def _put(

@@ -236,6 +236,17 @@ def test_networks_side_by_side_are_those_trained_alone(name: str, regresses: boo
     assert len({each.accuracy for each in together}) > 1
 
 
+@pytest.mark.cuda
+def test_networks_side_by_side_on_a_gpu() -> None:
+    protocol = replace(PROTOCOLS["mtt"], lr=0.01, epochs=5)
+    sets = [(*toy(7, soft=True, seed=seed), seed) for seed in range(3)]
+    tests = toy(60, soft=True, seed=9)
+    together = [*train_networks(sets, SPEC, protocol, tests, "cuda")]
+    for (images, labels, seed), found in zip(sets, together, strict=True):
+        wanted = train_fresh(images, labels, SPEC, protocol, *tests, seed, "cuda")
+        assert found.accuracy == pytest.approx(wanted.accuracy, rel=1e-2)
+
+
 def test_one_that_diverges_leaves_the_others_as_they_are() -> None:
     protocol = replace(PROTOCOLS["mtt"], lr=0.05, epochs=5, dsa="none")
     sets = [(*toy(7, seed=seed), seed) for seed in range(3)]
