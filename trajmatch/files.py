@@ -190,7 +190,7 @@ def beside(path: PathLike, ending: str) -> Path:
 
 
 def under(prefix: str, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Return the tensors whose names begin with a prefix, under the rest of their names."""
+    """Return the tensors whose names begin with a prefix, with it removed from the names."""
     return {k.removeprefix(prefix): each for k, each in tensors.items() if k.startswith(prefix)}
 
 

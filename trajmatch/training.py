@@ -19,8 +19,8 @@ from trajmatch.reference import optimiser_step
 
 _Batches = Iterator[tuple[Tensor, Tensor]]
 
-#: Largest number of pixels in the sets of networks that are trained side by side: 512 images of 32
-#: x 32. Their steps take about twice the memory of one network's step with the usual 256 images.
+#: Limit on the pixels of the training sets of all networks that train side by side: 512 images of
+#: 32 x 32. Their steps take about twice the memory of one network's step with the usual 256 images.
 _PIXELS = 2**19
 
 
@@ -116,7 +116,8 @@ def train_networks(
     sets, cuda = iter(sets), torch.device(device).type == "cuda"
     for first in sets:
         model, at_once = networks.build(network_spec), 1
-        # A module holds the running statistics of one network only.
+        # A module holds the running statistics of one network only, so networks with such buffers
+        # train one at a time.
         if cuda and ops.engine_for(model) == "engine" and networks.num_buffers(model) == 0:
             at_once = _PIXELS // max(1, first[0][:, 0].numel())
         group = [first, *itertools.islice(sets, max(0, at_once - 1))]
@@ -167,7 +168,7 @@ class _Step:
 def _take(model: nn.Module, courses: Sequence[Iterator[_Step]], seed: int, loss: str) -> None:
     """Take the steps of several networks at the same time, with one gradient call for all.
 
-    ``seed`` is that of the random choices inside a network, such as dropout.
+    ``seed`` seeds the random choices inside a network, such as dropout.
     """
     model.train()
     cuda = {each.device for each in model.parameters() if each.is_cuda}
@@ -195,7 +196,7 @@ def _steps(
     on_epoch: Callable[[], None],
     test: Callable[[Tensor], None],
 ) -> Iterator[_Step]:
-    """Yield the steps of a training from ``theta [P]``; each needs its gradient before the next."""
+    """Train from ``theta [P]``: yield each step, and continue after the caller set its ``grad``."""
     trainable = networks.trainable(model)
     images, labels = images.to(theta.device), labels.to(theta.device)
     order, augmentation = generator(seed, "order"), generator(seed, "dsa")
@@ -211,7 +212,7 @@ def _steps(
                 taken += 1
                 numbers = ops.Adam().numbers()
                 theta, means = optimiser_step(numbers, theta, grad, means, rate, taken)
-        # Without a buffer, the momentum of SGD starts from zero. Adam keeps its means.
+        # SGD restarts from zero momentum (no buffer). Adam keeps its means.
         if index == protocol.drop_round:
             lr, momentum, buffer = lr * protocol.lr_drop, protocol.momentum_after, None
             rate *= protocol.lr_drop

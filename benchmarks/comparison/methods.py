@@ -77,7 +77,8 @@ CIFAR10 = Scale(
 #: The same with one run of every method at ten images per class, for the methods of the field.
 CIFAR10_FIELD = replace(CIFAR10, seeds={1: 3, 10: 1})
 
-#: The same with one run each, for methods with the same time (half an hour of two cores).
+#: ``CIFAR10`` with one run of each method, for methods that get the same time (half an hour on two
+#: cores).
 CIFAR10_EQUAL_TIME = replace(CIFAR10, seeds=1)
 
 #: Kinds of experts, each made once: what differs from MTT's plain SGD.
@@ -212,10 +213,10 @@ def _long_mtt(scale: Scale, ipc: int) -> dict[str, Any]:
 
 
 def _train_and_test(scale: Scale, ipc: int) -> dict[str, Any]:
-    """RaT-BPTT with windows and batches of real images below the published ones (60 of 200, 5000).
+    """RaT-BPTT, with windows of 40 steps after 0 to 60 steps and 1,000 real images a batch.
 
-    The student trains as the networks of the evaluation do, by SGD with momentum and the learned
-    step size.
+    The published settings are windows of 60 of 200 steps, and 5,000 images. The student trains as
+    the networks of the evaluation do, by SGD with momentum and the learned step size.
     """
     return {
         "objective": "train-and-test",

@@ -34,7 +34,9 @@ def record_for(settings: Settings) -> Record:
 def replayed(
     problem: Problem, record: Record, count: int = 1, plan: Plan | None = None
 ) -> Callable[[], list[OuterGradient]]:
-    """An outer iteration of equal matches, side by side, with the inputs copied each time.
+    """Return an outer iteration of ``count`` equal matches side by side.
+
+    It copies the inputs each time.
 
     Args:
         problem: What to differentiate.

@@ -1,4 +1,4 @@
-"""Gain of matches, experts and networks by running side by side: one against four at once."""
+"""Speed-up of matches, experts and networks of an evaluation that run side by side."""
 
 from __future__ import annotations
 
@@ -28,13 +28,14 @@ COUNTS = (1, 4)
 SIZES = [Size(32, 10, 20), Size(64, 10, 20), Size(128, 10, 20), Size(128, 100, 20)]
 #: Experts' networks, with their batch in the place of the students', and steps in a call.
 EXPERTS = [Size(32, 256, 20), Size(64, 256, 20), Size(128, 256, 20)]
-#: Networks of an evaluation, with the images of their set in the place of a batch, and epochs.
+#: Networks of an evaluation: ``batch`` is the number of images in the set, ``steps`` the number of
+#: epochs.
 NETWORKS = [Size(32, 10, 20), Size(128, 10, 20), Size(128, 100, 20)]
 SMALLEST = [Size(4, 3, 3, depth=2, image_size=8)]
 
 
 def run(settings: Settings, record: Record) -> None:
-    """Time matches, experts and networks of an evaluation; results that differ are a fault."""
+    """Time matches, experts and networks of an evaluation; record a fault if results differ."""
     table: dict[str, Any] = {}
     for size in SMALLEST if settings.quick else SIZES:
         name = f"matches, {size.key}"
@@ -62,7 +63,8 @@ def run(settings: Settings, record: Record) -> None:
             _put(table, name, count, train, settings, record)
             off = abs(train()[0] - alone) / alone
             if not off <= TOLERANCE[settings.device]:
-                record.fault(f"{name}, {count} at once: an error is off by {off:.1e}")
+                first = f"the error of the first network is off by {off:.1e}"
+                record.fault(f"{name}, {count} at once: {first}")
 
 
 def experts(size: Size, count: int, settings: Settings, replay: bool) -> Callable[[], list[Tensor]]:
@@ -109,15 +111,15 @@ def experts(size: Size, count: int, settings: Settings, replay: bool) -> Callabl
 
 
 def evaluated(size: Size, count: int, settings: Settings) -> Callable[[], list[float]]:
-    """Networks of an evaluation, trained on random images and targets.
+    """Return a function that trains networks of an evaluation on random images and targets.
 
     Args:
-        size: Their network; ``batch`` is the number of images, ``steps`` that of epochs.
+        size: Their network; ``batch`` is the number of images, ``steps`` the number of epochs.
         count: Networks.
         settings: Where they train.
 
     Returns:
-        Trains them and gives the mean squared error of each on its training images.
+        Function that trains them and returns the mean squared error of each on its training images.
     """
     draw, side = random.generator(0, "gpu_check", "networks"), size.image_size
     images = torch.randn(size.batch, 3, side, side, generator=draw)

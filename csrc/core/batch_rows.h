@@ -1,10 +1,11 @@
-// Student batches: gathers rows of a matrix [n, R] by index, and scatters gradients back to them.
+// Student batches: gathers the rows of a matrix [n, R] that indices select, and scatters gradients
+// back to them.
 //   gather:   out[i] = rows[index[i]]
 //   scatter:  rows[index[i]] += scale * grad[i], where repeated rows are added in the order of i
-// K trajectories (students trained side by side) may share a call: each has its own n rows, and its
-// own B entries that name them. A gather may take the batches of S steps at once. On CUDA the
-// indices have not been checked beforehand. An index outside [0, n) gathers NaN (-1 for integers,
-// which is not a valid class) and scatters nothing.
+// K trajectories (students trained side by side) may share a call: each has n rows and B entries of
+// its own. One gather may serve the batches of S steps. On CUDA, indices are not checked before:
+// one outside [0, n) gathers NaN (-1 for integers, which is not a valid class) and scatters
+// nothing.
 #pragma once
 
 #include <cstdint>
@@ -13,13 +14,13 @@
 
 namespace trajmatch {
 
-// The rows that batches take. With several trajectories, all batches have the same size.
+// Rows that batches select. With several trajectories, all batches have the same size.
 struct BatchIndex {
   const int64_t* index;      // [S, K, B], values in [0, n)
   int64_t count, num_rows;   // B, n
   int64_t trajectories = 1;  // K
 
-  // The row of an entry among those of all trajectories, or -1 if its index is outside [0, n).
+  // Row of an entry, counted through all trajectories; -1 if its index is outside [0, n).
   TM_HD int64_t row(int64_t entry) const {
     const int64_t own = index[entry];
     if (own < 0 || own >= num_rows) return -1;
@@ -47,7 +48,7 @@ struct ScatterAddRows {
 
 namespace cpu {
 template <class T>
-void gather_rows(const GatherRows<T>& params, int64_t begin, int64_t end);  // entries
+void gather_rows(const GatherRows<T>& params, int64_t begin, int64_t end);  // entries [begin, end)
 // Columns [begin, end) of every row: splitting by column keeps equal indices in one thread.
 template <class T>
 void scatter_add_rows(const ScatterAddRows<T>& params, int64_t begin, int64_t end);

@@ -39,10 +39,11 @@ struct Dsa {
   int64_t batch, channels, height, width;
   bool channels_last;        // images are [B, H, W, C] instead of [B, C, H, W]
   const double* parameters;  // [B, 5]
-  const T* in;               // [B, C, H, W] images, or their gradient in the backward pass
-  T* out;                    // [B, C, H, W] in the same layout; must not alias `in`
-  // Index of the images of `in` ([n, C, H, W]) that the outputs are made from. Without one, out[i]
-  // is made from in[i]. On CUDA, an image that does not exist gives NaN.
+  // [B, C, H, W] images, or their gradient in the backward pass; [n, C, H, W] with `sources`
+  const T* in;
+  T* out;  // [B, C, H, W] in the same layout; must not alias `in`
+  // Selects the image of `in` for each output: out[i] is made from the image that entry i selects;
+  // without an index, from in[i]. On CUDA, an index outside [0, n) gives NaN.
   BatchIndex sources{};
 
   // The image that a sample is made from, or -1 if it does not exist.

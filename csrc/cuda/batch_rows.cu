@@ -3,8 +3,8 @@
 //
 // One block per batch entry (of any trajectory) and tile of kThreads columns. Neighbouring threads
 // take neighbouring columns. The scatter is deterministic without atomics. When several entries
-// name the same row, the block of the first of them adds them all in batch order. The blocks of the
-// others return when they find that first entry. To find equal entries, each warp compares 32
+// select the same row, the block of the first of them adds them all in batch order. The blocks of
+// the others return when they find that first entry. To find equal entries, each warp compares 32
 // indices at a time. `rows` of the scatter must not alias any other argument.
 //
 // Bytes per element in float32: gather 4 read + 4 written, scatter 8 read + 4 written. At the 4.3
@@ -49,7 +49,7 @@ __global__ void __launch_bounds__(kThreads)
   const int64_t* const index = p.batch.index;
   const int64_t row = p.batch.row(entry);
   if (row < 0) return;
-  // Entries are fewer than blocks, so 32 bits are enough.
+  // There are at most as many entries as blocks, so a 32-bit division is enough.
   const int64_t lane = threadIdx.x % kWarpSize,
                 trajectory = static_cast<unsigned>(entry) / static_cast<unsigned>(p.batch.count);
   const T scale = p.scale[trajectory];

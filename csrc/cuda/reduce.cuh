@@ -12,8 +12,9 @@ namespace trajmatch::cuda {
 constexpr unsigned kFullWarp = 0xffffffffu;
 constexpr int kWarpSize = 32;
 
-// Kahan sum of float32 values: the error is about one rounding, however many there are. GeForce
-// GPUs add float64 at 1/32 or 1/64 of the rate of float32. An infinite value makes the sum NaN.
+// Kahan sum of float32 values: the error is about one rounding, however many values are added.
+// GeForce GPUs add float64 at 1/32 or 1/64 of the rate of float32. An infinite value makes the sum
+// NaN.
 class CompensatedSum {
  public:
   __device__ __forceinline__ CompensatedSum& operator+=(float value) {

@@ -12,9 +12,9 @@ namespace trajmatch {
 void check_dsa_parameters(const Check& check, const Tensor& parameters, const char* argument,
                           const Tensor& like, const char* like_name, int64_t count);
 
-// Runs one pass that makes images [B, C, H, W]. `in` and `out` have the same memory layout, both
-// contiguous or both channels-last. `parameters` is [B, 5]. `sources` may choose the images of
-// `in`.
+// Runs one pass of DSA; `out` is [B, C, H, W]. `in` and `out` have the same memory layout, both
+// contiguous or both channels-last. `parameters` is [B, 5]. If given, `sources` selects the image
+// of `in` for each output.
 template <class T>
 void run_dsa(DsaPass pass, const Tensor& in, const double* parameters, bool channels_last,
              const Tensor& out, const Device& device, const BatchIndex& sources = {}) {

@@ -90,8 +90,8 @@ class Batches {
 
   int64_t steps() const { return static_cast<int64_t>(sizes_.size()); }
 
-  // The problem of one step. Its images are valid until the next gather, and with augmentation
-  // until the next scatter_images.
+  // The problem of one step. Its images are valid until the next gather or, with augmentation, the
+  // next scatter_images, whichever comes first.
   template <class T>
   StudentProblem gather(int64_t step, const VectorPart& theta, double scale,
                         const Device& device) const {
@@ -146,7 +146,7 @@ class Batches {
   }
 
  private:
-  // The rows of the synthetic sets that a step names.
+  // The rows of the synthetic sets that a step selects.
   BatchIndex entries(int64_t step) const {
     return {read<int64_t>(indices_) + begins_[step], sizes_[step] / trajectories_, rows_,
             trajectories_};
@@ -166,8 +166,8 @@ class Batches {
     run(GatherRows<T>{batches, count, row_size(from), read<T>(from), to}, device);
   }
 
-  // The labels of all steps, one after the other. A launch gathers those of several steps: for one
-  // trajectory of all, otherwise of steps of the same size.
+  // Gathers the labels of all steps into one tensor, step after step: one launch for all steps if
+  // there is one trajectory, else one for each run of consecutive steps of the same size.
   template <class T>
   Tensor labels_of_steps(const Tensor& labels, const Device& device) const {
     Ints sizes = sizes_of(labels);

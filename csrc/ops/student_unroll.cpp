@@ -1,7 +1,7 @@
-// The unrolled inner loop and its adjoint (docs/idea.md). Two buffers grow with N: the trajectory,
-// with one row of parameter vectors per step, and the labels of all steps. Activations are kept for
-// one step, plus the tapes of the last steps within `tape_bytes`. The loops allocate their own
-// buffers before the first step.
+// The unrolled inner loop and its adjoint (docs/idea.md). With N steps, two buffers grow with N:
+// the trajectory (the parameters of each step) and the labels of all steps. Activations are kept
+// for one step, and in addition for as many of the last steps as fit into `tape_bytes`. The loops
+// allocate their own buffers before the first step.
 //
 // Parameters [K, P] are those of K trajectories: students that train side by side, each on a
 // synthetic set and with a step size of its own. Every vector below then has K P elements.

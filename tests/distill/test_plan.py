@@ -124,7 +124,8 @@ def test_fewer_matches_go_side_by_side(configure, mlp_store) -> None:
         plans.append(plan)
     assert [each.tasks for each in plans] == [5, 5, 3, 2, 1, 1, 1, 1]
     assert [each.micro_batch for each in plans] == [None] * 5 + [3, 2, 1]
-    assert "5 matches side by side" in str(plans[0]) and "side by side" not in str(plans[-1])
+    first = "keeping at most 1024 MB of activations, 5 matches side by side"
+    assert str(plans[0]) == first and "side by side" not in str(plans[-1])
 
 
 def test_matches_side_by_side_take_as_much_each(configure) -> None:

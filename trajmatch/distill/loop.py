@@ -130,7 +130,7 @@ def _computing(
 ) -> WithinMemory:
     """Return the gradient computation, with a memory plan that rank 0 chooses for all ranks."""
     shared, gradients = division.shares_steps, gradients_for(problem, division)
-    # Only a CUDA graph runs matches side by side: those of its rank.
+    # Only a CUDA graph runs matches side by side, and only those of its own rank.
     own = -(-problem.config.matches // division.ranks.size)
     plan = planned(problem, shared, own if isinstance(gradients, Graph) else 1)
 

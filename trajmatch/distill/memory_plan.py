@@ -110,7 +110,8 @@ class WithinMemory:
 def planned(problem: Problem, shared: bool = False, tasks: int = 1) -> Plan:
     """Return the configured plan.
 
-    ``shared`` is True if ranks share student steps; ``tasks`` of an iteration run side by side.
+    ``shared`` is True if ranks share student steps; ``tasks`` is the number of matches that run
+    side by side.
     """
     tape_mb = problem.config.tape_mb
     # Shared student steps run as a Python loop, which keeps no activations.
@@ -124,8 +125,8 @@ def planned(problem: Problem, shared: bool = False, tasks: int = 1) -> Plan:
 def leaner(problem: Problem, plan: Plan, images: int) -> Plan | None:
     """Return a plan that needs less memory than ``plan``; None if there is none.
 
-    It keeps no activations; if ``plan`` keeps none, half as many matches run side by side; if
-    ``plan`` has one at a time, it has half the micro-batch.
+    Apply the first of these that changes ``plan``: keep no activations; run half as many matches
+    side by side; halve the micro-batch.
     """
     if plan.tape_bytes:
         return replace(plan, tape_bytes=0)
@@ -186,7 +187,7 @@ def forecast(problem: Problem, parameters: Tensors, plan: Plan) -> Forecast:
     grown += sum(sizes[counts[-1] :]) * parameters[LABELS][0].nbytes
     # The measured peak already contains the activations that the trial kept.
     grown -= _kept_bytes(problem, plan, sizes[: counts[-1]])
-    # The trial is a single task.
+    # The trial runs one task. Each further task adds its own memory, without what was held before.
     needed = in_trial + grown + (plan.tasks - 1) * (in_trial - held + grown)
     return Forecast(
         plan=plan,
@@ -261,8 +262,8 @@ def _no_memory(problem: Problem, plan: Plan, reason: str) -> str:
     said = f": {lines[0]}" if lines else ""
     return (
         f"memory ran out even with the leanest plan ({plan}){said}; lower {flag(name)} (now "
-        f"{getattr(config, name)}) or --batch-syn, or use a machine with more memory. Files that "
-        "were written before are intact"
+        f"{getattr(config, name)}) or --batch-syn, or use a machine with more memory. Files "
+        "already written are intact"
     )
 
 

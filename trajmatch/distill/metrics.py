@@ -138,7 +138,7 @@ def _finite(value: Any) -> Any:
 
 
 class _Line(msgspec.Struct):
-    """The entry that every line has."""
+    """Line of the log, reduced to the entry that every line has."""
 
     iteration: int
 

@@ -105,7 +105,8 @@ class SGD(Optimiser):
         if not self.multiplicative:
             return value - self.lr * velocity, {"velocity": velocity}
         # Use the C library's exp for each element: the last bit of PyTorch's result depends on the
-        # SIMD width. It raises OverflowError above 709.7; the guard refuses such a step anyway.
+        # SIMD width. math.exp raises OverflowError above 709.7, so clamp; the guard refuses such a
+        # step anyway.
         growth = (-self.lr * velocity / value).clamp(max=709.0).apply_(math.exp)
         return value * growth, {"velocity": velocity}
 

@@ -171,7 +171,7 @@ class _Evaluation:
         left = [key for key in self.trainings if key not in self.outcomes]
         for (spec, kind), group in groupby(left, lambda key: self.trainings[key][:2]):
             keys = [*group]
-            # Every set has the same seeds, so that network k starts from the same parameters.
+            # Network k has the same seed for every set, so that it starts from the same parameters.
             sets = (
                 (*self._sets.of(kind, number), derive_seed(self._config.seed, "evaluate", number))
                 for number in (self.trainings[key][2] for key in keys)

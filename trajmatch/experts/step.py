@@ -14,8 +14,9 @@ from trajmatch.data import Dataset
 from trajmatch.data.preprocessing import Normalise
 from trajmatch.networks.flat import decayed
 
-# A step, with its optimiser, works on tensors only, so that a CUDA graph can record it. Its parts
-# take the parameters [P] of an expert or, with the same launches, [K, P] of K experts.
+# A step, with its optimiser, works on tensors only, so that a CUDA graph can record it. Optimiser,
+# GSAM and penalty take the parameters [P] of an expert or, with the same launches, [K, P] of K
+# experts.
 
 #: State of an optimiser: tensors by name.
 Memory = dict[str, Tensor]
@@ -35,7 +36,10 @@ class Sgd:
         return {"momentum": torch.zeros_like(theta)}
 
     def __call__(self, theta: Tensor, grad: Tensor, lr: Tensor, memory: Memory) -> None:
-        """Update ``theta`` and ``memory`` in place, with ``grad`` like ``theta`` and ``lr [K]``."""
+        """Update ``theta`` and ``memory`` in place.
+
+        ``grad`` has the shape of ``theta``; ``lr`` is ``[K]``.
+        """
         buffer = memory["momentum"]
         torch.add(grad, buffer, alpha=self.momentum, out=buffer)
         theta.addcmul_(lr.unsqueeze(-1), buffer, value=-1)
@@ -132,8 +136,8 @@ class GradientPenalty:
 class ExpertState:
     """State of an expert in training: parameters ``[P]``, optimiser state, buffers ``[Q]``.
 
-    The state of ``K`` experts has tensors ``[K, ...]``, and an index gives that of some of them, in
-    the same memory.
+    For ``K`` experts, each tensor is ``[K, ...]``. ``state[k]`` and ``state[i:j]`` are views: the
+    states of some of the experts, in the same memory.
     """
 
     theta: Tensor

@@ -87,7 +87,7 @@ def train_experts(
         progress, epochs = progress or NoProgress(), ranks.counter()
         begun = Checkpoints(store, config.checkpoint_seconds)
         done = (store.num_experts - len(missing)) * config.trained_epochs
-        # Add the epochs that checkpoints or a shorter run have already finished.
+        # Add the epochs finished before a checkpoint or in a shorter run.
         done += sum(begun.place(expert).epoch for expert in missing)
         progress.update(done)
         latest: dict[int, dict[str, float]] = {}

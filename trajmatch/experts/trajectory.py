@@ -76,7 +76,7 @@ def train_lockstep(
     states = ExpertState.begin(model, step.optimiser, starts)
     totals = torch.zeros(len(experts), dtype=torch.float64, device=device)
     measure = measure_of(training.loss)
-    # Each state is a view of `states`, and each total one of `totals`, so the steps below update
+    # Each state is a view of `states`, and each total a view of `totals`, so the steps below update
     # every Training.
     group = [
         Training(expert, states[k], Recorder(states[k], kept, measure), totals[k])

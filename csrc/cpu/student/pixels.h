@@ -214,9 +214,10 @@ void pixel_weight_gradient(const LayerPlan<T>& plan, const PixelWeightGradient<T
   using V = Pack<T>;
   constexpr int n = m + 2;
   constexpr int64_t lanes = kLanes<T>;
-  // Frequencies of a row whose sums fit into registers.
+  // Number of frequencies of a row whose sums fit into registers together.
   constexpr int group = TM_VECTOR_BYTES == 64 ? n : n / 2;
-  // Packs may alias everything, so the loops keep what they read of `p` and `plan` in variables.
+  // Packs may alias everything, so local variables hold what the loops read of `p` and `plan`; the
+  // compiler would reload it after each store.
   const int64_t width = plan.width, count = p.count, v_step = p.v_step, z_step = p.z_step,
                 sum_step = plan.gradient_step();
   const bool accumulate = p.accumulate, keeps_z = p.z != nullptr;

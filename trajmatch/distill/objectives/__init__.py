@@ -29,8 +29,9 @@ class Plan:
     tasks: int = 1  # tasks that a CUDA graph runs side by side
 
     def __str__(self) -> str:
-        limit = f"at most {self.tape_bytes / 2**20:.0f} MB of" if self.tape_bytes else "no"
-        return f"keeping {limit} activations{self.parts}"
+        # The total of all tasks, as in --tape-mb.
+        total = f"at most {self.tasks * self.tape_bytes / 2**20:.0f} MB of"
+        return f"keeping {total if self.tape_bytes else 'no'} activations{self.parts}"
 
     @property
     def parts(self) -> str:
