@@ -58,7 +58,7 @@ INSTRUCTIONS = {
     "first_layer_backward_kernel<3>": 3900,
     "first_layer_backward_tangent_kernel<3>": 3700,
 }
-#: Most instructions per product (HMMA) in the main loops of the deep blocks' kernels, with the
+#: Most instructions per product (HMMA) in the main loops of the deeper blocks' kernels, with the
 #: widest tiles: in TF32 (kind 0), in three TF32 products (1) and in half precision (2).
 PER_PRODUCT = {
     r"fused_(block|convolution)_\w*kernel<.*Tile<\d+, 128>, .*\)0>": 2.4,

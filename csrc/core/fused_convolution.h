@@ -1,4 +1,4 @@
-// The deep blocks of a student on CUDA, with whole planes in registers: 3x3 convolutions with
+// The deeper blocks of a student on CUDA, with whole planes in registers: 3x3 convolutions with
 // padding 1 and as many output as input channels, on planes of 16 x 16 or 8 x 8. The forward and
 // tangent kernels include instance norm, ReLU and 2x2 average pooling. Float32; activations are
 // channels-last.

@@ -1,5 +1,5 @@
-// The forward pass of a deep block of a student in one kernel: convolution, instance norm, ReLU and
-// 2x2 average pooling (formulas: core/fused_convolution.h and core/norm_act_pool.h).
+// The forward pass of a deeper block of a student in one kernel: convolution, instance norm, ReLU
+// and 2x2 average pooling (formulas: core/fused_convolution.h and core/norm_act_pool.h).
 //
 // Block tile, thread mapping and accumulators: cuda/convolution_tile.cuh. A block holds whole
 // planes in registers, so norm, ReLU and pooling work on the accumulators. The mean is computed

@@ -1,5 +1,6 @@
-// The tangent of a deep block of a student in one kernel: y' as a sum of one or two terms, then the
-// tangents of norm, ReLU and pooling (formulas: core/fused_convolution.h and core/norm_act_pool.h).
+// The tangent of a deeper block of a student in one kernel: y' as a sum of one or two terms, then
+// the tangents of norm, ReLU and pooling (formulas: core/fused_convolution.h and
+// core/norm_act_pool.h).
 //
 // Block tile, thread mapping and accumulators: cuda/convolution_tile.cuh. y' is written to memory,
 // and the rest works on its copy in registers. y is read from memory instead of computed again,
