@@ -216,7 +216,8 @@ def _train_and_test(scale: Scale, ipc: int) -> dict[str, Any]:
     """RaT-BPTT, with windows of 40 steps after 0 to 60 steps and 1,000 real images a batch.
 
     The published settings are windows of 60 of 200 steps, and 5,000 images. The student trains as
-    the networks of the evaluation do, by SGD with momentum and the learned step size.
+    the networks of the evaluation do, by SGD with momentum, and the step size is fixed (as in the
+    paper).
     """
     return {
         "objective": "train-and-test",
@@ -229,6 +230,7 @@ def _train_and_test(scale: Scale, ipc: int) -> dict[str, Any]:
         "student_momentum": 0.9,
         "lr_img": 0.005,
         "lr_init": 0.01,
+        "lr_lr": 0.0,
     }
 
 
