@@ -177,8 +177,8 @@ class _Evaluation:
                 for number in (self.trainings[key][2] for key in keys)
             )
             dsa = self._protocol.dsa if SETS[kind].augmented else "none"
-            course = replace(self._protocol, dsa=dsa), tests, self._config.device, self._on_epoch
-            for key, outcome in zip(keys, train_networks(sets, spec, *course), strict=True):
+            options = replace(self._protocol, dsa=dsa), tests, self._config.device, self._on_epoch
+            for key, outcome in zip(keys, train_networks(sets, spec, *options), strict=True):
                 if self.records is not None:
                     self.records.write(*key, outcome)
                 # Write the record first, so that an interrupted run reports only what it kept.
