@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from functools import partial
 from itertools import pairwise
 from types import SimpleNamespace
 from typing import Any
@@ -97,18 +98,31 @@ def test_a_step_of_gsam() -> None:
     assert (found - first).norm() / first.norm() > 1e-3
 
 
-def test_adam_is_that_of_pytorch() -> None:
-    draw = generator(2)
-    theta = torch.randn(7, generator=draw, dtype=torch.float64)
-    parameter = torch.nn.Parameter(theta.clone())
-    reference = torch.optim.Adam([parameter], lr=0.03)
-    memory = Adam().memory(theta)
+@pytest.mark.parametrize(
+    ("optimiser", "reference"),
+    [
+        (Sgd(0.9), partial(torch.optim.SGD, momentum=0.9)),
+        (Sgd(), torch.optim.SGD),
+        (Adam(), torch.optim.Adam),
+    ],
+)
+def test_optimisers_are_those_of_pytorch(optimiser: Any, reference: Any) -> None:
+    """Two experts with learning rates of their own, each beside PyTorch's optimiser."""
+    draw, rates = generator(2), torch.tensor([0.03, 0.1], dtype=torch.float64)
+    theta = torch.randn(2, 7, generator=draw, dtype=torch.float64)
+    parameters = [torch.nn.Parameter(each.clone()) for each in theta]
+    references = [
+        reference([each], lr=float(lr)) for each, lr in zip(parameters, rates, strict=True)
+    ]
+    memory = optimiser.memory(theta)
     for _ in range(5):
-        grad = torch.randn(7, generator=draw, dtype=torch.float64)
-        parameter.grad = grad.clone()
-        reference.step()
-        Adam()(theta, grad, torch.tensor(0.03, dtype=torch.float64), memory)
-        torch.testing.assert_close(theta, parameter.detach(), rtol=1e-12, atol=1e-14)
+        grad = torch.randn(2, 7, generator=draw, dtype=torch.float64)
+        for parameter, own, each in zip(parameters, grad, references, strict=True):
+            parameter.grad = own.clone()
+            each.step()
+        optimiser(theta, grad, rates, memory)
+        wanted = torch.stack([each.detach() for each in parameters])
+        torch.testing.assert_close(theta, wanted, rtol=1e-12, atol=1e-14)
 
 
 def test_schedules() -> None:
