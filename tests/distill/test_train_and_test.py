@@ -380,8 +380,7 @@ def test_a_recipe_without_experts_from_data_to_report(
     recipe = tmp_path / "own.toml"
     recipe.write_text(
         '[distill]\nobjective = "train-and-test"\nwidth = 4\ndepth = 1\nwindow = 2\n'
-        'steps_before = "0:2"\niterations = 4\nlr_img = 0.05\n'
-        'optimiser_img = "adam"\nclip_img = 2.0\n'
+        'steps_before = "0:2"\niterations = 4\n'
         "[evaluate]\nepochs = 1\nseeds = 1\n"
     )
     arguments = ["run", "--recipe", str(recipe), "--data", data, "--out", str(tmp_path / "out")]
@@ -396,5 +395,6 @@ def test_a_recipe_without_experts_from_data_to_report(
     assert not (tmp_path / "out" / "experts").exists()
     distilled = artifact.load(tmp_path / "out" / "distilled.safetensors")
     assert distilled.network["width"] == 8
+    assert distilled.recipe["lr_lr"] == 0 and distilled.lr == distilled.recipe["lr_init"]
     found = deviations(find_recipe(str(recipe)), distilled)
     assert [each.name for each in found] == ["distill.width"]

@@ -134,8 +134,9 @@ class DistillSettings(NetworkSettings, TrainAndTestSettings, MatchTrajectorySett
     clip_img: Annotated[float, Meta(gt=0)] | None = None
     """Clip image gradients to this multiple of the running mean of their norm. Default: 2 for
     --objective train-and-test (as in RaT-BPTT), otherwise no clipping."""
-    lr_lr: NonNegative = 1e-5
-    """Learning rate of the step size eta (MTT: lr_lr)."""
+    lr_lr: NonNegative | None = None
+    """Learning rate of the step size eta (MTT: lr_lr); 0 keeps eta fixed. Default: 0 for
+    --objective train-and-test (as in RaT-BPTT), otherwise 1e-5."""
     lr_init: Positive | None = None
     """Initial value of eta, the student's step size (MTT: lr_teacher). Default: 0.01 (0.001 for
     --student-optimiser adam), or with --init-from the step size in that file."""

@@ -71,6 +71,7 @@ class Problem(Setup):
             **{k: v for k, v in settings.items() if (k, v) not in SINCE_0_1},
             "dsa": self.dsa.spec,
             "lr_init": self.lr_init,
+            "lr_lr": self.step_size_optimiser.lr,
             "seed": self.config.seed,
         }
         if self.experts is None:
@@ -204,11 +205,7 @@ class Problem(Setup):
         """Return an outer parameter with its configured optimiser."""
         config = self.config
         if name == STEP_SIZE:
-            lr, momentum, exp = config.lr_lr, config.momentum_lr, config.lr_param == "exp"
-            rule = outer.SGD(
-                lr=lr, momentum=momentum, flag="--lr-lr", positive=True, multiplicative=exp
-            )
-            return outer.OuterParameter.new(value.cpu(), rule)
+            return outer.OuterParameter.new(value.cpu(), self.step_size_optimiser)
         value = value.to(self.device)
         # Constants: labels of --labels hard, and what belongs to the objective (memory, mask).
         given = config.labels == "hard" if name == LABELS else not of_images({name: value})
@@ -221,6 +218,18 @@ class Problem(Setup):
         if config.freeze:
             free = free_rows(config.images, value, self.dataset.num_classes, config.freeze)
         return outer.OuterParameter.new(value, self.image_optimiser, free)
+
+    @property
+    def step_size_optimiser(self) -> outer.SGD:
+        """Optimiser of the student's step size."""
+        lr = self.config.lr_lr
+        return outer.SGD(
+            lr=self.objective.lr_lr if lr is None else lr,
+            momentum=self.config.momentum_lr,
+            flag="--lr-lr",
+            positive=True,
+            multiplicative=self.config.lr_param == "exp",
+        )
 
     @property
     def image_optimiser(self) -> outer.Optimiser:

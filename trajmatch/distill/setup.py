@@ -138,9 +138,7 @@ def open_setup(config: DistillConfig) -> Setup:
         )
     images = images_per_class * len(dataset.class_names)
     # An earlier result continues with its own step size.
-    lr_init = config.lr_init
-    if lr_init is None:
-        lr_init = default_lr_init(config) if source is None else source.lr
+    lr_init = default_lr_init(config) if source is None else source.lr
     return Setup(
         config=config,
         experts=store,
@@ -154,7 +152,7 @@ def open_setup(config: DistillConfig) -> Setup:
         parametrisation=parametrisation,
         images_per_class=images_per_class,
         source=source,
-        lr_init=lr_init,
+        lr_init=config.lr_init or lr_init,
         device=device,
     )
 

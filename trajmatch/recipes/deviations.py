@@ -13,6 +13,9 @@ from trajmatch.experts.config import ExpertSettings, kept_epochs
 from trajmatch.recipes.recipe import Recipe
 from trajmatch.schema import settings_of
 
+#: Settings that the run derives if the recipe leaves them out.
+DERIVED = ("optimiser_img", "lr_img", "clip_img", "lr_lr")
+
 
 class Deviation(NamedTuple):
     """Setting with different values in recipe and result, e.g. ``distill.lr_img``."""
@@ -61,7 +64,7 @@ def deviations(recipe: Recipe, distilled: Artifact) -> list[Deviation]:
         Deviation(f"{section}.{name}", value, found[section][name])
         for section, settings in wanted.items()
         for name, value in settings.items()
-        if name in found[section] and found[section][name] != value
+        if found[section].get(name, value) != value and not (value is None and name in DERIVED)
     ]
 
 

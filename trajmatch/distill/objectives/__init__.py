@@ -84,11 +84,13 @@ class Objective(ABC):
             on nothing else. None if their shapes vary, so that recording would not pay.
         optimiser: Default for ``--optimiser-img``; None: the default of the parametrisation.
         clip: Default for ``--clip-img``.
+        lr_lr: Default for ``--lr-lr``.
     """
 
     records: ClassVar[bool | None] = False
     optimiser: ClassVar[Literal["sgd", "adam"] | None] = None
     clip: ClassVar[float | None] = None
+    lr_lr: ClassVar[float] = 1e-5
 
     @abstractmethod
     def draws(self) -> Draws:

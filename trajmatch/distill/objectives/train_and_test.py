@@ -82,7 +82,7 @@ class TrainAndTest(OfStudents):
     normalise: Normalise  # maps a batch of real images to network inputs
 
     records = None  # the number of steps differs from one task to the next
-    optimiser, clip = "adam", 2.0
+    optimiser, clip, lr_lr = "adam", 2.0, 0.0
 
     @classmethod
     def of(cls, setup: Setup) -> "TrainAndTest":
