@@ -5,12 +5,11 @@ labels and a JSON description. Parametrised images can be stored as their parame
 no path, time or host name in the file, so that equal runs write equal bytes.
 """
 
-import dataclasses
 import hashlib
 import json
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -191,7 +190,7 @@ class Artifact(Description):
 
     def with_score(self, score: Mapping[str, Any]) -> "Artifact":
         """Return a copy with one more evaluation result, a mapping of JSON values."""
-        return dataclasses.replace(self, scores=(*self.scores, dict(score)))
+        return replace(self, scores=(*self.scores, dict(score)))
 
     def dataset(self) -> TensorDataset:
         """Return images and labels as a PyTorch dataset."""

@@ -60,10 +60,7 @@ def children(
         failed otherwise, and :class:`~trajmatch.interruption.Interrupted` if the run should stop.
     """
     with contextlib.ExitStack() as stack:
-        running = {}
-        for job in jobs:
-            connection, process = stack.enter_context(_started(function, job, environment))
-            running[connection] = process
+        running = dict(stack.enter_context(_started(function, job, environment)) for job in jobs)
         # Callbacks run last in, first out: all children get SIGTERM before _started waits for one.
         for process in running.values():
             stack.callback(process.terminate)

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import dataclasses
 import shlex
 import sys
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -56,10 +55,10 @@ class RunConfig(RunOptions):
 
 
 #: Fields of the network, which both the experts and a distillation without experts have.
-_SHARED = {field.name for field in dataclasses.fields(NetworkSettings)}
+_SHARED = {field.name for field in fields(NetworkSettings)}
 
 #: Fields that the run itself sets in every stage, so that the stages have no flags for them.
-_DECIDED = {field.name for field in dataclasses.fields(RunConfig)} | {"until_epoch", "file", "json"}
+_DECIDED = {field.name for field in fields(RunConfig)} | {"until_epoch", "file", "json"}
 
 
 def run(argv: list[str]) -> None:
@@ -200,14 +199,14 @@ def _parse(
 
 def _needs_experts(distill: Mapping[str, Any]) -> bool:
     """True unless the distillation works on real images alone."""
-    names = {field.name for field in dataclasses.fields(DistillSettings)}
+    names = {field.name for field in fields(DistillSettings)}
     settings = DistillSettings(**{k: v for k, v in distill.items() if k in names})
     return settings.objective != "train-and-test" or bool(settings.needs_experts)
 
 
 def _fields_of_one(stage: str) -> set[str]:
     """Return the fields that only this stage has, so that their flags need no prefix."""
-    names = {name: {f.name for f in dataclasses.fields(each)} for name, each in _STAGES.items()}
+    names = {name: {f.name for f in fields(each)} for name, each in _STAGES.items()}
     # Without a prefix, a flag such as --width is for the network of the experts.
     names["distill"] -= _SHARED
     others = _DECIDED.union(*(each for name, each in names.items() if name != stage))

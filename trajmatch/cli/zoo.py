@@ -55,10 +55,8 @@ def _row(found: Mapping[str, Any]) -> tuple[str, ...]:
 
 def explained(found: Mapping[str, Any]) -> str:
     """Return everything that is known about a set, one fact per line."""
-    hidden = ("name", "format", "format_version", "label_kind")
-    lines = {
-        key: value if isinstance(value, str) else json.dumps(value)
+    return "\n".join(
+        f"{key}: {value if isinstance(value, str) else json.dumps(value)}"
         for key, value in found.items()
-        if key not in hidden
-    }
-    return "\n".join(f"{key}: {text}" for key, text in lines.items())
+        if key not in ("name", "format", "format_version", "label_kind")
+    )

@@ -1,10 +1,9 @@
 """A labelled image data set with checks, channel statistics and a fingerprint."""
 
-import dataclasses
 import hashlib
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any, Literal
 
@@ -180,14 +179,14 @@ class Dataset:
                 f"the ZCA transform is for images of shape {list(zca.mean.shape)}, but the "
                 f"images of {self.name} have shape {shape}; fit a new transform to this set"
             )
-        return self if zca is None else dataclasses.replace(self, zca=zca)
+        return self if zca is None else replace(self, zca=zca)
 
     def preprocessed_as(self, spec: Mapping[str, Any], zca: ZCA | None) -> "Dataset":
         """Return the set with ``zca`` or, if that is None, with the mean and std in ``spec``."""
         if zca is not None or self.preprocessing.spec() == spec:
             return self.whitened(zca)
         # Converted experts may have been trained with a mean and std that differ from this set's.
-        return dataclasses.replace(self, mean=tuple(spec["mean"]), std=tuple(spec["std"]))
+        return replace(self, mean=tuple(spec["mean"]), std=tuple(spec["std"]))
 
     def normalise(self, images: Tensor) -> Tensor:
         """Convert uint8 pixels ``[N, C, S, S]`` to float32 network inputs on the same device.
@@ -260,7 +259,7 @@ class Dataset:
         if not self.published_statistics:
             changes |= {"mean": (), "std": ()}  # __post_init__ computes empty statistics
         # The ZCA transform was fitted to all images, so the subset must not inherit it.
-        return dataclasses.replace(self, zca=None, **changes)
+        return replace(self, zca=None, **changes)
 
 
 def _check_images(what: str, images: Tensor, training: Tensor) -> None:

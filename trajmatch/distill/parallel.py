@@ -19,8 +19,7 @@ from trajmatch.distill.parameters import LABELS, learned, values
 from trajmatch.distill.problem import Problem
 from trajmatch.distill.state import State
 from trajmatch.errors import UserError
-from trajmatch.parallel import ALONE, Ranks
-from trajmatch.parallel.ranks import first_that_differs
+from trajmatch.parallel.ranks import ALONE, Ranks, first_that_differs
 
 T = TypeVar("T")
 

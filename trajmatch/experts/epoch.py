@@ -7,8 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from trajmatch.data import Dataset
-from trajmatch.data.dsa import DSA
+from trajmatch.data import DSA, Dataset
 from trajmatch.errors import UserError
 from trajmatch.experts.config import Schedule
 from trajmatch.experts.scores import Scores

@@ -214,10 +214,9 @@ class Store:
 
     def origin(self, expert: int) -> dict[str, int]:
         """Return the ``seed`` and number (``expert``) that an expert was trained with."""
-        sources = self.manifest.get("sources")
-        if sources is None:
-            return {"seed": self.manifest["seed"], "expert": expert}
-        return dict(sources[expert])
+        if "sources" in self.manifest:
+            return dict(self.manifest["sources"][expert])
+        return {"seed": self.manifest["seed"], "expert": expert}
 
     def check_trained(self, epoch: int, purpose: str) -> None:
         """Raise UserError, which begins with ``purpose``, if experts have not reached an epoch."""

@@ -10,8 +10,7 @@ from typing import Any
 import torch
 
 from trajmatch import interruption, networks
-from trajmatch.data import Dataset, load_dataset, zca
-from trajmatch.data.dsa import DSA
+from trajmatch.data import DSA, Dataset, load_dataset, zca
 from trajmatch.data.sources import absolute_uri
 from trajmatch.device import usable_device
 from trajmatch.errors import UserError, as_user_error

@@ -42,14 +42,13 @@ class ResNet18(ImageClassifier):
         )
         blocks, channels = [], width
         for stage in range(_STAGES):
+            out = width * 2**stage
             for index in range(_BLOCKS_PER_STAGE):
                 # The first block of each later stage halves the side and doubles the channels.
                 halve = stage > 0 and index == 0
-                block = ResidualBlock(
-                    channels, width * 2**stage, size, norm, halve, self.average_pooling
-                )
+                block = ResidualBlock(channels, out, size, norm, halve, self.average_pooling)
                 blocks.append(block)
-                channels, size = width * 2**stage, block.size
+                channels, size = out, block.size
         self.blocks = nn.Sequential(*blocks)
         # Without global pooling, the classifier gets every pixel.
         whole = self.average_pooling

@@ -49,7 +49,7 @@ def page(run: Run) -> str:
         on_the_way=run.snapshots and images.over_iterations(run.snapshots, distilled.class_names),
         distilled=images.of_classes(distilled),
         verdict=losses.verdict([each.loss for each in told], distilled.recipe) if told else "",
-        course_charts=sections.course_charts(told) if told else [],
+        course_charts=[*sections.course_charts(told)],
         updates=sections.updates(told),
         times=sections.times(run),
         recipe=distilled.recipe.get("recipe"),

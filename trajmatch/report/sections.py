@@ -84,13 +84,12 @@ def accuracy_chart(run: Run) -> Chart | None:
     return line_chart(curves, f"{measure}{unit}", text, levels)
 
 
-def course_charts(told: Sequence[Iteration]) -> list[Chart]:
+def course_charts(told: Sequence[Iteration]) -> Iterator[Chart]:
     """Draw loss and step size, and histograms of the sampled start epochs, experts and windows."""
     x = [each.iteration for each in told]
     # As floats, None becomes NaN, which leaves a gap in the curve.
     losses = np.array([each.loss for each in told], float)
     steps = np.array([each.step_size for each in told], float)
-    charts = []
     known = losses[np.isfinite(losses)]
     # Only trajectory matching has start epochs.
     loss = "matching loss" if any(each.start_epochs for each in told) else "loss"
@@ -104,21 +103,19 @@ def course_charts(told: Sequence[Iteration]) -> list[Chart]:
             f"{loss.capitalize()}: {first:.4g} at first, {last:.4g} at last (means of {window}); "
             f"between {known.min():.4g} and {known.max():.4g}"
         )
-        charts.append(line_chart(curves, f"{loss} L", text, {}))
+        yield line_chart(curves, f"{loss} L", text, {})
     known = steps[np.isfinite(steps)]
     if len(known):
         text = f"Learned step size of the student: {known[0]:.4g} at first, {known[-1]:.4g} at last"
-        charts.append(line_chart([Curve("step size", x, steps)], "step size η", text, {}))
+        yield line_chart([Curve("step size", x, steps)], "step size η", text, {})
     for name, counts in (
         ("start epoch s", Counter(epoch for each in told for epoch in each.start_epochs)),
         ("expert", Counter(expert for each in told for expert in each.experts)),
         ("window start K", Counter(step for each in told for step in each.window_starts)),
     ):
-        if not counts:
-            continue
-        text = f"How often each {name} was drawn: {counts.total()} draws of {min(counts)} to "
-        charts.append(histogram(counts, name, f"{text}{max(counts)}"))
-    return charts
+        if counts:
+            text = f"How often each {name} was drawn: {counts.total()} draws of {min(counts)} to "
+            yield histogram(counts, name, f"{text}{max(counts)}")
 
 
 def updates(told: Sequence[Iteration]) -> list[list[str]]:

@@ -74,9 +74,8 @@ def perturbed(model: nn.Module, theta: Tensor, strength: float, draw: torch.Gene
     """
     # The weights below are views of this vector, so changing them in place changes it.
     moved = theta.clone()
-    for parameter, weight in zip(
-        model.parameters(), split_flat(model, moved).values(), strict=True
-    ):
+    weights = split_flat(model, moved).values()
+    for parameter, weight in zip(model.parameters(), weights, strict=True):
         if weight.dim() == 4 and parameter.requires_grad:
             # Drawn in float32 on the CPU: the same noise for every device and dtype.
             noise = torch.randn(weight.shape, generator=draw, dtype=torch.float32)
