@@ -1,40 +1,54 @@
-"""The kernels of the first layer alone, as one student step launches them."""
+"""The kernels of the first layer alone, as one student step launches them, beside the library's."""
 
 from __future__ import annotations
+
+from typing import Any
 
 import torch
 
 from gpu_stages.settings import NotRun, Record, Settings
 from gpu_stages.step_profile import kernels
 from trajmatch import networks, ops, random
+from trajmatch.block import CudaBlocks
 
-#: Width and batches; the network has that one block.
-WIDTH, BATCHES = 128, (100, 10)
+#: Width, and batch and image size of each case; the network has that one block.
+WIDTH, CASES = 128, ((100, 32), (10, 32), (10, 128))
 #: Calls; a time is their mean.
 CALLS = 20
-#: Part of the kernels' names, and the number of passes.
-NAME, PASSES = "first_layer", 4
+BLOCKS: tuple[CudaBlocks, ...] = ("library", "first")
+#: Part of the kernels' names.
+NAME = "first_layer"
 
 
 def run(settings: Settings, record: Record) -> None:
     """Time all passes; one whose kernel does not run is a fault."""
     if settings.device != "cuda":
         raise NotRun("the first layer has kernels of its own on CUDA alone")
-    for batch in (2,) if settings.quick else BATCHES:
-        rows = [row for row in times(settings.device, batch) if NAME in row["name"]]
-        record.put(f"width {WIDTH}, batch {batch}", rows)
+    for batch, size in ((2, 32), (1, 64)) if settings.quick else CASES:
+        case = f"batch {batch}, {size} pixels"
+        # Four passes, of two kernels where a plane has several squares, whose gradients are added.
+        expected = 4 if size == 32 else 9
+        found = {blocks: times(settings.device, batch, size, blocks) for blocks in BLOCKS}
+        rows = [row for row in found["first"] if NAME in row["name"]]
+        totals = {
+            blocks: sum(row["microseconds"] for row in each) for blocks, each in found.items()
+        }
+        record.put(f"width {WIDTH}, {case}", {"microseconds_of_all": totals, "kernels": rows})
+        for blocks, total in totals.items():
+            print(f"{case}: {total:8.1f} us all kernels, {blocks}")
         for row in rows:
-            print(f"batch {batch}: {row['microseconds'] / row['count']:8.1f} us {row['name']}")
-        if len(rows) < PASSES:
-            record.fault(f"batch {batch}: only {len(rows)} of the first layer's kernels ran")
+            print(f"{case}: {row['microseconds'] / row['count']:8.1f} us {row['name']}")
+        if len(rows) < expected:
+            record.fault(f"{case}: only {len(rows)} of {expected} kernels of the first layer ran")
 
 
-def times(device: str, batch: int) -> list[dict[str, object]]:
+def times(device: str, batch: int, size: int, blocks: CudaBlocks) -> list[dict[str, Any]]:
     """Kernels of the gradient and of its derivative, per call."""
     draw = random.generator(0, "gpu_check", "first_layer")
-    model = networks.initialise(networks.ConvNet(3, 10, 32, width=WIDTH, depth=1), draw).to(device)
+    model = networks.ConvNet(3, 10, size, width=WIDTH, depth=1)
+    model = networks.initialise(model, draw).to(device)
     theta = networks.flat_parameters(model).detach()
-    images = torch.randn(batch, 3, 32, 32, generator=draw).to(device)
+    images = torch.randn(batch, 3, size, size, generator=draw).to(device)
     labels = (torch.arange(batch) % 10).to(device)
 
     def calls() -> None:
@@ -42,4 +56,5 @@ def times(device: str, batch: int) -> list[dict[str, object]]:
             ops.gradient(model, theta, images, labels)
             ops.gradient_jvp(model, theta, images, labels, tangent=theta)
 
-    return kernels(calls, device, CALLS)
+    with ops.cuda_blocks(blocks):
+        return kernels(calls, device, CALLS)

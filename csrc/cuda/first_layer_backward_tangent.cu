@@ -13,23 +13,26 @@ namespace {
 
 using namespace first_layer;
 
-template <int channels>
+template <int channels, Launch launch>
 __global__ void __launch_bounds__(kThreads, 2)
     first_layer_backward_tangent_kernel(FirstLayerBackwardTangent p) {
+  using Part = PartOf<true, launch>;
+  using Sums = PlaneSums<4, Part>;
   TM_DYNAMIC_SHARED(float, dynamic);
-  TM_SHARED(float4, shared, PlaneSums<4>::kSize / 4);
-  const BackwardMemory<channels> memory(dynamic);
+  TM_SHARED(float4, shared, Sums::kSize / 4);
+  const BackwardMemory<channels, launch> memory(dynamic);
   const FirstLayerShape& shape = p.in.shape;
   const FirstLayerTangents& tangents = p.tangents;
-  const Part<true> part(shape);
+  const Part part(shape);
+  // sums of dz, dz xh, dz' and dz' xh + dz xh'
+  const Sums sums(reinterpret_cast<float*>(shared), part, p.in.sums);
   const int64_t offset = blockIdx.z * shape.parameter_stride;
-  const int pitch = static_cast<int>(shape.channels);
   const int64_t pooled = part.pooled(shape);
-  load_grads(p.grad_out + pooled, pitch, memory.grads);
-  load_grads(p.grad_out_tangent + pooled, pitch, memory.grads + kWindows * kThreads);
-  load_image<channels>(shape, p.in.images + part.image * shape.image_size(), memory.image);
+  load_grads(part, p.grad_out + pooled, memory.grads);
+  load_grads(part, p.grad_out_tangent + pooled, memory.grads + kWindows * kThreads);
+  load_image<channels>(shape, part, p.in.images, memory.image);
   memory.taps.load(part, p.in.weight + offset, tangents.weight_tangent + offset);
-  if (p.out.images != nullptr) {
+  if (launch != Launch::kFirst && p.out.images != nullptr) {
     load_image_weights<channels>(part, p.in.weight + offset, tangents.weight_tangent + offset,
                                  memory.image_weights);
   }
@@ -37,9 +40,7 @@ __global__ void __launch_bounds__(kThreads, 2)
   float y[kTiles][4];  // y, y, y', y'
   convolve<channels>(part, memory.taps, memory.image, y);
 
-  // Sums of dz, dz xh, dz' and dz' xh + dz xh'.
-  const PlaneSums<4> sums(reinterpret_cast<float*>(shared), part);
-  const int statistic = part.statistic(shape);
+  const int statistic = part.statistic();
   const int64_t c = offset + part.first_channel + part.g;
   float own_sums[4] = {0.0f, 0.0f, 0.0f, 0.0f};
   {
@@ -68,6 +69,7 @@ __global__ void __launch_bounds__(kThreads, 2)
   TM_UNROLL
   for (int n = 0; n < 4; ++n) sums.add(n, own_sums[n]);
   __syncthreads();
+  if (sums.end_first_launch()) return;
   TM_UNROLL
   for (int n = 0; n < 4; ++n) own_sums[n] = sums.get(n);
   if (part.leads()) {
@@ -79,12 +81,12 @@ __global__ void __launch_bounds__(kThreads, 2)
   const float rstd = tangents.rstd[statistic], projection = p.projection[statistic];
   const float weight = p.in.norm_weight[c], bias = p.in.norm_bias[c];
   const float weight_tangent = tangents.norm_weight_tangent[c];
-  const float one = weight * own_sums[0] * kInversePixels;  // <dxh>
-  const float two = weight * own_sums[1] * kInversePixels;  // <dxh xh>
+  const float one = weight * own_sums[0] * sums.inverse_pixels();  // <dxh>
+  const float two = weight * own_sums[1] * sums.inverse_pixels();  // <dxh xh>
   const float one_tangent =
-      product_tangent(weight, weight_tangent, own_sums[0], own_sums[2]) * kInversePixels;
+      product_tangent(weight, weight_tangent, own_sums[0], own_sums[2]) * sums.inverse_pixels();
   const float two_tangent =
-      product_tangent(weight, weight_tangent, own_sums[1], own_sums[3]) * kInversePixels;
+      product_tangent(weight, weight_tangent, own_sums[1], own_sums[3]) * sums.inverse_pixels();
   TM_UNROLL
   for (int k = 0; k < kWindows; ++k) {
     const float grad = memory.grads[k * kThreads];
@@ -101,24 +103,21 @@ __global__ void __launch_bounds__(kThreads, 2)
                projection * dy;
     }
   }
-  weight_gradient<channels>(part, memory, y,
-                            p.out.weight + part.image * shape.channels * 9 * channels);
+  weight_gradient<channels>(part, memory, y, p.out.weight);
   if (p.out.images != nullptr) {
-    const int64_t images = shape.trajectories * shape.batch;
     __syncthreads();
-    image_gradient<channels>(shape, part, memory, y,
-                             p.out.images + (part.tile * images + part.image) * shape.image_size());
+    image_gradient<channels>(shape, part, memory, y, p.out.images);
   }
 }
 
 }  // namespace
 
 void launch_first_layer_backward_tangent(const FirstLayerBackwardTangent& params, Stream stream) {
-  with_channels(params.in.shape, true, [&](auto channels, dim3 grid) {
-    constexpr size_t kBytes = BackwardMemory<channels()>::kBytes;
-    allow_dynamic_shared(first_layer_backward_tangent_kernel<channels()>, kBytes);
-    TM_LAUNCH(first_layer_backward_tangent_kernel<channels()>, grid, kThreads, kBytes, stream,
-              params);
+  with_launches(params.in.shape, true, [&](auto channels, auto launch, dim3 grid) {
+    constexpr size_t kBytes = BackwardMemory<channels(), launch()>::kBytes;
+    allow_dynamic_shared(first_layer_backward_tangent_kernel<channels(), launch()>, kBytes);
+    TM_LAUNCH((first_layer_backward_tangent_kernel<channels(), launch()>), grid, kThreads, kBytes,
+              stream, params);
   });
 }
 

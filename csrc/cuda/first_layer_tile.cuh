@@ -1,10 +1,10 @@
 // The tile that the passes of the first layer (core/first_layer.h) share, and its convolution on
 // tensor cores (cuda/tensor_core.cuh).
 //
-// A block holds 16 whole planes of 32 x 32 values in registers: y of 16 channels or, in kernels
-// with tangents, y of 8 channels, followed by y' of the same 8. The 16 planes are the rows of a
-// product, 8 neighbouring pixels its columns, and the 9 I taps are summed over. Each of the 8 warps
-// has 4 rows of pixels, that is, 16 tiles of 8 pixels. Of each tile, lane (g, t) = (lane / 4,
+// A block holds a square of 32 x 32 pixels of 16 planes in registers: y of 16 channels or, in
+// kernels with tangents, y of 8 channels, followed by y' of the same 8. The planes are the rows of
+// a product, 8 neighbouring pixels its columns, and the 9 I taps are summed over. Each of the 8
+// warps has 4 rows of pixels, that is, 16 tiles of 8 pixels. Of each tile, lane (g, t) = (lane / 4,
 // lane % 4) holds pixels 2t and 2t + 1 of planes g and g + 8: y[tile][2 r + i] is pixel 2t + i of
 // plane g + 8r. A lane therefore holds whole pooling windows.
 //
@@ -24,17 +24,15 @@ namespace trajmatch::cuda::first_layer {
 constexpr int kThreads = 256;
 constexpr int kWarps = kThreads / kWarpSize;
 constexpr int kPlanes = FirstLayerShape::kPlanes;
-constexpr int kSide = FirstLayerShape::kOutSize;
-constexpr int kPooled = FirstLayerShape::kPooledSize;
-constexpr float kInversePixels = 1.0f / (kSide * kSide);
+constexpr int kSide = FirstLayerShape::kSquareSize;
 constexpr int kRows = kSide / kWarps;      // rows of pixels of a warp
 constexpr int kRowTiles = kSide / 8;       // tiles in a row
 constexpr int kTiles = kRows * kRowTiles;  // tiles of a warp
 constexpr int kWindows = kTiles / 2;       // pooling windows of a lane in each of its planes
-// A channel of the image with a border of one pixel. Pitch and size let the lanes that read the
-// operands of a product hit different banks.
+// A channel of the square's part of the image, with a border of one pixel. Pitch and size let the
+// lanes that read the operands of a product hit different banks.
 constexpr int kPitch = 42;
-constexpr int kBorderedSide = kSide + 2;
+constexpr int kBorderedSide = FirstLayerShape::kBorderedSize;
 constexpr int kBordered = kBorderedSide * kPitch + 12;
 
 static_assert(kPlanes == 16 && kRows == 4 && kRowTiles == 4);
@@ -45,46 +43,67 @@ constexpr int kTapGroups = (9 * channels + 7) / 8;
 template <int channels>
 constexpr int kTapRows = (9 * channels + 15) / 16;
 
-// The image and the channels of the block, and the lane's place among them.
-template <bool tangent>
-struct Part {
-  static constexpr int kChannels = tangent ? kPlanes / 2 : kPlanes;
+// The launches of a pass. Planes of one square need only one; for planes of several squares, the
+// first one writes the sums over each square, and the second one reads them.
+enum class Launch { kOnly, kFirst, kSecond };
 
-  __device__ __forceinline__ explicit Part(const FirstLayerShape& shape)
-      : tile(static_cast<int>(blockIdx.y)),
-        image(static_cast<int>(blockIdx.z * static_cast<unsigned>(shape.batch) + blockIdx.x)),
+// The square and the channels of the block, and the lane's place among them.
+template <bool tangent_, Launch launch_>
+struct PartOf {
+  static constexpr bool kTangent = tangent_;
+  static constexpr Launch kLaunch = launch_;
+  static constexpr int kChannels = kTangent ? kPlanes / 2 : kPlanes;
+
+  __device__ __forceinline__ explicit PartOf(const FirstLayerShape& shape)
+      : across(kLaunch == Launch::kOnly ? 1 : static_cast<int>(shape.out_size()) / kSide),
+        tile(static_cast<int>(blockIdx.y)),
+        square(static_cast<int>(blockIdx.x) % squares()),
+        image(static_cast<int>(blockIdx.z * static_cast<unsigned>(shape.batch) +
+                               blockIdx.x / static_cast<unsigned>(squares()))),
         first_channel(tile * kChannels),
         warp(static_cast<int>(threadIdx.x) / kWarpSize),
         lane(static_cast<int>(threadIdx.x) % kWarpSize),
         g(lane / 4),
-        t(lane % 4) {}
+        t(lane % 4),
+        pitch(static_cast<int>(shape.channels)) {}
 
-  // Offset of the lane's first window of channel g in pooled activations [K, B, 16, 16, C].
+  __device__ __forceinline__ int squares() const { return across * across; }
+  // The square's first row and column of pixels in its plane.
+  __device__ __forceinline__ int row() const { return square / across * kSide; }
+  __device__ __forceinline__ int column() const { return square % across * kSide; }
+  // Number of the square, counted over all images.
+  __device__ __forceinline__ int64_t global_square() const {
+    return static_cast<int64_t>(image) * squares() + square;
+  }
+  // Offset of the lane's first window of channel g in pooled activations [K, B, O/2, O/2, C].
   __device__ __forceinline__ int64_t pooled(const FirstLayerShape& shape) const {
-    return image * shape.pooled_size() + (warp * kRows / 2 * kPooled + t) * shape.channels +
-           first_channel + g;
+    const int first = (row() / 2 + warp * kRows / 2) * pooled_side() + column() / 2 + t;
+    return image * shape.pooled_size() + first * shape.channels + first_channel + g;
+  }
+  // Offset of the lane's window k from its first one.
+  __device__ __forceinline__ int window(int k) const {
+    return (k / kRowTiles * pooled_side() + k % kRowTiles * 4) * pitch;
   }
   // Offset of channel g in statistics [K, B, C].
-  __device__ __forceinline__ int statistic(const FirstLayerShape& shape) const {
-    return image * static_cast<int>(shape.channels) + first_channel + g;
-  }
-  // True in one lane for each g.
-  __device__ __forceinline__ bool leads() const { return warp == 0 && t == 0; }
+  __device__ __forceinline__ int statistic() const { return image * pitch + first_channel + g; }
+  // True in one lane for each g of each plane.
+  __device__ __forceinline__ bool leads() const { return warp == 0 && t == 0 && square == 0; }
 
+  int across;  // squares in a row of the plane
   int tile;
+  int square;
   int image;          // counted over all trajectories
   int first_channel;  // first channel of the block
   int warp, lane, g, t;
+  int pitch;  // channels
+
+ private:
+  __device__ __forceinline__ int pooled_side() const { return kSide / 2 * across; }
 };
 
 // The tile with pixel i (0 to 3, row by row) of the lane's window k; the pixel is 2t + i % 2 of it.
 __device__ __forceinline__ constexpr int tile_of(int k, int i) {
   return k / kRowTiles * 2 * kRowTiles + k % kRowTiles + i / 2 * kRowTiles;
-}
-
-// Offset of the lane's window k from its first one.
-__device__ __forceinline__ int window(int channels, int k) {
-  return (k / kRowTiles * kPooled + k % kRowTiles * 4) * channels;
 }
 
 // Splits a number into the sum of two TF32 numbers.
@@ -114,18 +133,20 @@ __device__ __forceinline__ void multiply(float (&d)[4], const Split<4>& a, const
 template <int channels>
 constexpr int kImage = 2 * channels * kBordered;
 
-// Loads the image with its border into shared memory. Output pixel (r, q) depends on rows r to r +
-// 2 and columns q to q + 2.
-template <int channels>
-__device__ __forceinline__ void load_image(const FirstLayerShape& shape, const float* image,
-                                           float* to) {
+// Loads what the square sees of the image, with its border, into shared memory. Output pixel (r, q)
+// depends on rows r to r + 2 and columns q to q + 2.
+template <int channels, class Part>
+__device__ __forceinline__ void load_image(const FirstLayerShape& shape, const Part& part,
+                                           const float* images, float* to) {
   constexpr int kRowsAtOnce = kThreads / kPitch;
+  const float* const image = images + part.image * shape.image_size();
   const int size = static_cast<int>(shape.in_size), padding = static_cast<int>(shape.padding);
-  const int thread = static_cast<int>(threadIdx.x), column = thread % kPitch, x = column - padding;
+  const int thread = static_cast<int>(threadIdx.x), column = thread % kPitch;
+  const int x = part.column() + column - padding;
   if (thread >= kRowsAtOnce * kPitch) return;
   for (int row = thread / kPitch; row < kBorderedSide; row += kRowsAtOnce) {
-    const int y = row - padding;
-    const bool inside = y >= 0 && y < size && x >= 0 && x < size;
+    const int y = part.row() + row - padding;
+    const bool inside = column < kBorderedSide && y >= 0 && y < size && x >= 0 && x < size;
     const float* const from = image + (y * size + x) * channels;
     TM_UNROLL
     for (int c = 0; c < channels; ++c) {
@@ -145,11 +166,11 @@ __device__ __forceinline__ int tap_offset(int tap) {
 }
 
 // A weight of a plane: of y or, in kernels with tangents for planes from 8 on, of y'.
-template <int channels, bool tangent>
-__device__ __forceinline__ float2 weight_of(const Part<tangent>& part, int plane, int tap,
+template <int channels, class Part>
+__device__ __forceinline__ float2 weight_of(const Part& part, int plane, int tap,
                                             const float* weight, const float* weight_tangent) {
-  const int channel = part.first_channel + plane % Part<tangent>::kChannels;
-  const float* const from = plane < Part<tangent>::kChannels ? weight : weight_tangent;
+  const int channel = part.first_channel + plane % Part::kChannels;
+  const float* const from = plane < Part::kChannels ? weight : weight_tangent;
   return split(tap < 9 * channels ? from[channel * 9 * channels + tap] : 0.0f);
 }
 
@@ -186,8 +207,8 @@ struct Taps {
   __device__ __forceinline__ explicit Taps(float* memory)
       : weights(memory), offsets(reinterpret_cast<int*>(memory + kWeights)) {}
 
-  template <bool tangent>
-  __device__ __forceinline__ void load(const Part<tangent>& part, const float* weight,
+  template <class Part>
+  __device__ __forceinline__ void load(const Part& part, const float* weight,
                                        const float* weight_tangent) const {
     load_operands(kTapGroups<channels>, weights, [&](int group, int plane, int tap) {
       return weight_of<channels>(part, plane, 8 * group + tap, weight, weight_tangent);
@@ -200,10 +221,10 @@ struct Taps {
   int* offsets;
 };
 
-// The convolution of the block's image. Products that follow each other belong to other tiles, so
+// The convolution of the block's square. Products that follow each other belong to other tiles, so
 // that none waits for the last one.
-template <int channels, bool tangent>
-__device__ __forceinline__ void convolve(const Part<tangent>& part, const Taps<channels>& taps,
+template <int channels, class Part>
+__device__ __forceinline__ void convolve(const Part& part, const Taps<channels>& taps,
                                          const float* image, float (&y)[kTiles][4]) {
   TM_UNROLL
   for (int j = 0; j < kTiles; ++j) {
@@ -230,47 +251,116 @@ __device__ __forceinline__ void convolve(const Part<tangent>& part, const Taps<c
 }
 
 // Sums over the pixels of planes: `count` sums for each g. Every lane adds its share of each,
-// the block meets at __syncthreads(), and every lane of that g gets the sum.
-template <int count>
+// the block meets at __syncthreads(), and every lane of that g gets the sum. In a first launch, the
+// sum is that of the square; in a second one, it is that of the plane, and shares are ignored.
+template <int count, class Part>
 class PlaneSums {
  public:
   static constexpr int kSize = count * 8 * kWarps;
 
-  template <bool tangent>
-  __device__ __forceinline__ PlaneSums(float* memory, const Part<tangent>& part)
-      : sums_(memory + part.g * kWarps), warp_(part.warp), writes_(part.t == 0) {}
+  // `squares` is FirstLayerInputs::sums.
+  __device__ __forceinline__ PlaneSums(float* memory, const Part& part, float* squares)
+      : memory_(memory), squares_(squares), part_(part) {
+    if constexpr (kAgain) {
+      for_each_sum([&](int i) {
+        float sum = 0.0f;
+        for (int s = 0; s < part_.squares(); ++s) sum += *of_square(s, i);
+        memory_[i] = sum;
+      });
+      if (threadIdx.x == 0)
+        memory_[kInverse] = kInverseSquare / static_cast<float>(part_.squares());
+    }
+  }
 
   __device__ __forceinline__ void add(int n, float share) const {
-    share += __shfl_xor_sync(kFullWarp, share, 1);
-    share += __shfl_xor_sync(kFullWarp, share, 2);
-    if (writes_) sums_[n * 8 * kWarps + warp_] = share;
+    if constexpr (!kAgain) {
+      share += __shfl_xor_sync(kFullWarp, share, 1);
+      share += __shfl_xor_sync(kFullWarp, share, 2);
+      if (part_.t == 0) memory_[(n * 8 + part_.g) * kWarps + part_.warp] = share;
+    }
   }
   __device__ __forceinline__ float get(int n) const {
+    const int i = n * 8 + part_.g;
+    return kAgain ? memory_[i] : total(i);
+  }
+  // 1 / pixels of the sums. In a second launch, it lies in shared memory: a division needs
+  // registers.
+  __device__ __forceinline__ float inverse_pixels() const {
+    return kAgain ? memory_[kInverse] : kInverseSquare;
+  }
+  // In a first launch, keeps the sums of the square for the second one and returns true.
+  __device__ __forceinline__ bool end_first_launch() const {
+    if constexpr (Part::kLaunch == Launch::kFirst) {
+      for_each_sum([&](int i) { *of_square(part_.square, i) = total(i); });
+      return true;
+    } else {
+      return false;
+    }
+  }
+  // In a second launch: turns the sums from number n on, of squared deviations from the means of
+  // squares, into those from the plane's mean. The sums from number 0 on are those of the values.
+  __device__ __forceinline__ void recentre(int n) const {
+    if constexpr (kAgain) {
+      for_each_sum([&](int i) {
+        if (i < n * 8) return;
+        const float mean = memory_[i - n * 8] * inverse_pixels();
+        float sum = 0.0f;
+        for (int s = 0; s < part_.squares(); ++s) {
+          const float difference = *of_square(s, i - n * 8) * kInverseSquare - mean;
+          sum += difference * difference;
+        }
+        memory_[i] += sum / kInverseSquare;
+      });
+    }
+  }
+
+ private:
+  static constexpr bool kAgain = Part::kLaunch == Launch::kSecond;
+  static constexpr float kInverseSquare = 1.0f / (kSide * kSide);
+  static constexpr int kInverse = count * 8;  // place of inverse_pixels()
+
+  template <class Body>
+  __device__ __forceinline__ static void for_each_sum(const Body& body) {
+    if (threadIdx.x < count * 8) body(static_cast<int>(threadIdx.x));
+  }
+  // Where sum i of the block's channels in a square is kept.
+  __device__ __forceinline__ float* of_square(int square, int i) const {
+    const int64_t number = static_cast<int64_t>(part_.image) * part_.squares() + square;
+    return squares_ + (number * gridDim.y + part_.tile) * (count * 8) + i;
+  }
+  __device__ __forceinline__ float total(int i) const {
     float shares[kWarps], sum = 0.0f;
     TM_UNROLL
-    for (int i = 0; i < kWarps; i += 4) load_four(sums_ + n * 8 * kWarps + i, shares + i);
+    for (int w = 0; w < kWarps; w += 4) load_four(memory_ + i * kWarps + w, shares + w);
     TM_UNROLL
     for (int w = 0; w < kWarps; ++w) sum += shares[w];
     return sum;
   }
 
- private:
-  float* sums_;  // [count, 8 values of g, warps], from the lane's g on
-  int warp_;
-  bool writes_;
+  float* memory_;  // [count, 8 values of g, warps], or [count, 8] and one more in a second launch
+  float* squares_;
+  const Part& part_;
 };
 
-// Calls body(channels, grid) for a launch of one block per image and tile, with the number of input
-// channels as a compile-time constant.
+// Calls body(channels, launch, grid) for each launch of a pass, with one block per square and tile;
+// the number of input channels and the kind of launch are compile-time constants.
 template <class Body>
-void with_channels(const FirstLayerShape& shape, bool tangent, const Body& body) {
+void with_launches(const FirstLayerShape& shape, bool tangent, const Body& body) {
   if (shape.batch == 0 || shape.trajectories == 0) return;
-  const dim3 grid(grid_size(shape.batch), grid_size(shape.tiles(tangent)),
+  const dim3 grid(grid_size(shape.batch * shape.squares()), grid_size(shape.tiles(tangent)),
                   grid_size(shape.trajectories));
+  const auto launches = [&](auto channels) {
+    if (shape.squares() == 1) {
+      body(channels, std::integral_constant<Launch, Launch::kOnly>(), grid);
+    } else {
+      body(channels, std::integral_constant<Launch, Launch::kFirst>(), grid);
+      body(channels, std::integral_constant<Launch, Launch::kSecond>(), grid);
+    }
+  };
   if (shape.in_channels == 1) {
-    body(std::integral_constant<int, 1>(), grid);
+    launches(std::integral_constant<int, 1>());
   } else {
-    body(std::integral_constant<int, 3>(), grid);
+    launches(std::integral_constant<int, 3>());
   }
 }
 

@@ -51,6 +51,7 @@ void FirstBlock::backward() {
                     FirstLayerBackwardTangent{inputs(), tangents(), read<float>(mean_tangent_),
                                               read<float>(projection_), read<float>(from.grad),
                                               read<float>(from.grad_tangent), shares(grad_images)});
+    add_squares(grad_images);
     call_.add_grad_tangent(0, grad_images);
     return;
   }
@@ -59,12 +60,22 @@ void FirstBlock::backward() {
   TM_LAUNCH_FUSED(launch_first_layer_backward,
                   FirstLayerBackward{inputs(), read<float>(from.mean), read<float>(from.rstd),
                                      read<float>(from.grad), shares(grad_images)});
-  if (grad_images) call_.add_grad(0, *grad_images);
+  if (!grad_images) return;
+  add_squares(*grad_images);
+  call_.add_grad(0, *grad_images);
 }
 
 FirstLayerInputs FirstBlock::inputs() const {
+  const FirstLayerShape sizes = shape();
   const auto own = places(call_.theta);
-  return {shape(), read<float>(call_.values[in_].data), own.weight, own.norm_weight, own.norm_bias};
+  OptionalTensor sums;
+  if (sizes.squares() > 1) {
+    sums = call_.workspace.contiguous(
+        "first_sums", 0, {call_.images(), sizes.squares(), 4 * sizes.channels}, call_.like);
+  }
+  return {sizes,         read<float>(call_.values[in_].data),
+          own.weight,    own.norm_weight,
+          own.norm_bias, write<float>(sums)};
 }
 
 FirstLayerTangents FirstBlock::tangents() const {
@@ -78,22 +89,34 @@ FirstLayerShares FirstBlock::shares(const OptionalTensor& grad_images) const {
   const FirstLayerShape sizes = shape();
   const auto grads = gradient_places();
   const Tensor weight = call_.workspace.contiguous(
-      "first_weight", 0, {call_.images(), sizes.channels, sizes.taps()}, call_.like);
+      "first_weight", 0, {call_.images() * sizes.squares(), sizes.channels, sizes.taps()},
+      call_.like);
   OptionalTensor images;
-  if (grad_images) {
-    images = call_.workspace.contiguous(
-        "first_images", 0, {sizes.tiles(call_.is_jvp), call_.images(), sizes.image_size()},
-        call_.like);
-  }
+  if (grad_images) images = image_shares();
   const FirstLayerShares shares{write<float>(partial_affine()), write<float>(weight),
                                 write<float>(images)};
   call_.sum_later(shares.sum_affine(sizes, 0, grads.norm_weight));
   call_.sum_later(shares.sum_affine(sizes, 1, grads.norm_bias));
   call_.sum_later(shares.sum_weight(sizes, grads.weight));
-  if (grad_images) {
+  if (grad_images && sizes.squares() == 1) {
     call_.sum_later(shares.sum_images(sizes, call_.is_jvp, write<float>(*grad_images)));
   }
   return shares;
+}
+
+Tensor FirstBlock::image_shares() const {
+  const FirstLayerShape sizes = shape();
+  return call_.workspace.contiguous(
+      "first_images", 0, {sizes.tiles(call_.is_jvp), call_.images(), sizes.image_share()},
+      call_.like);
+}
+
+void FirstBlock::add_squares(const Tensor& grad_images) const {
+  const FirstLayerShape sizes = shape();
+  if (sizes.squares() == 1) return;
+  TM_LAUNCH_FUSED(launch_first_layer_squares,
+                  FirstLayerSquares{sizes, read<float>(image_shares()), sizes.tiles(call_.is_jvp),
+                                    write<float>(grad_images)});
 }
 
 }  // namespace trajmatch

@@ -24,8 +24,12 @@ class FirstBlock : public FusedBlock {
   static FirstLayerShape shape_of(const Network& network, int64_t batch, int64_t trajectories);
   FirstLayerInputs inputs() const;
   FirstLayerTangents tangents() const;
-  // Memory for the shares of the gradients, which are added up later: the images' in `grad_images`.
+  // Memory for the shares of the gradients, which are added up later: the images' in `grad_images`,
+  // unless add_squares() does that.
   FirstLayerShares shares(const OptionalTensor& grad_images) const;
+  Tensor image_shares() const;
+  // Adds up the shares of the images' gradient if a plane has several squares.
+  void add_squares(const Tensor& grad_images) const;
 };
 
 }  // namespace trajmatch

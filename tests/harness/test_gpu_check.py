@@ -180,17 +180,32 @@ def test_the_first_layer_s_kernels_must_all_run(record, monkeypatch) -> None:
     with pytest.raises(NotRun, match="CUDA alone"):
         first_layer.run(settings_of("first_layer"), record)
     assert {"trajmatch::student_gradient_jvp"} <= {
-        row["name"] for row in first_layer.times("cpu", batch=2)
+        row["name"] for row in first_layer.times("cpu", 2, 32, "first")
     }
     rows = [
-        {"name": f"first_layer_{index}", "count": 1.0, "microseconds": 2.0} for index in range(4)
+        {"name": f"first_layer_{index}", "count": 1.0, "microseconds": 2.0} for index in range(9)
     ]
-    monkeypatch.setattr(first_layer, "times", lambda device, batch: [*rows, {"name": "other"}])
+    other = {"name": "other", "count": 1.0, "microseconds": 1.0}
+
+    def times(device: str, batch: int, size: int, blocks: str) -> list[dict[str, object]]:
+        return [other] if blocks == "library" else [*rows[: 4 if size == 32 else 9], other]
+
+    monkeypatch.setattr(first_layer, "times", times)
     first_layer.run(settings_of("first_layer", device="cuda"), record)
-    assert record.content == {"faults": [], "width 128, batch 2": rows}
+    assert record.content.pop("faults") == []
+    assert record.content == {
+        f"width 128, batch {case} pixels": {
+            "microseconds_of_all": {"library": 1.0, "first": 2.0 * count + 1},
+            "kernels": rows[:count],
+        }
+        for case, count in (("2, 32", 4), ("1, 64", 9))
+    }
     del rows[3]
+    record.content["faults"] = []
     first_layer.run(settings_of("first_layer", device="cuda"), record)
-    assert record.content["faults"] == ["batch 2: only 3 of the first layer's kernels ran"]
+    assert record.content["faults"] == [
+        "batch 1, 64 pixels: only 8 of 9 kernels of the first layer ran"
+    ]
 
 
 def test_cudnn_s_settings_are_tried_and_put_back(record) -> None:

@@ -73,8 +73,8 @@ def everything(
     ("blocks", "channels", "size", "width", "depth"),
     [
         *(("first", 3, 32, 32, 3), ("first", 1, 28, 64, 2)),
-        ("first", 3, 32, 32, 1),
-        *(("tf32", 3, 32, 32, 3), ("fp16", 3, 32, 32, 3)),
+        *(("first", 3, 32, 32, 1), ("first", 3, 64, 16, 2)),
+        *(("tf32", 3, 32, 32, 3), ("fp16", 3, 32, 32, 3), ("tf32", 3, 64, 32, 3)),
     ],
 )
 def test_fused_blocks_match_the_reference(
@@ -137,10 +137,10 @@ def test_unrolled_loop(
 
 
 @pytest.mark.parametrize(
-    ("blocks", "soft"),
+    ("blocks", "soft", "size"),
     [
-        *(("library", False), ("library", True), ("first", True)),
-        *(("tf32", True), ("fp16", False)),
+        *(("library", False, 32), ("library", True, 32), ("first", True, 32), ("first", True, 64)),
+        *(("tf32", True, 32), ("fp16", False, 32)),
     ],
 )
 def test_a_tape_changes_no_more_than_rounding(
@@ -149,9 +149,10 @@ def test_a_tape_changes_no_more_than_rounding(
     choose: Choose,
     blocks: str,
     soft: bool,
+    size: int,
 ) -> None:
     choose(blocks)
-    model = ConvNet(3, 4, 32, 32, 2).to(cuda_path)
+    model = ConvNet(3, 4, size, 32, 2).to(cuda_path)
     exact = blocks in ("library", "first")
     without, *kept = with_tapes(model, cuda_path, soft, batch=2 if exact else 1)
     # Gradients that are kept come from another kernel than those that are computed again, and the

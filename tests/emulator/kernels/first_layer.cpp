@@ -13,9 +13,19 @@ FirstLayerShape shape_of(const BlockShape& block) {
           block.parameter_stride(), block.norm().eps};
 }
 
+// The block's data. Pixels are brighter from row to row, so that squares have different means.
+BlockData data_of(const BlockShape& shape) {
+  BlockData data(shape, false);
+  const int64_t row = shape.in_size * shape.in_channels;
+  for (size_t i = 0; i < data.x.size(); ++i) {
+    data.x[i] += 0.05 * static_cast<double>(static_cast<int64_t>(i) / row % shape.in_size);
+  }
+  return data;
+}
+
 // The block's data with the exact statistics, as the kernels are given them.
 struct Problem {
-  explicit Problem(const BlockShape& shape) : data(shape, false), references(data) {}
+  explicit Problem(const BlockShape& shape) : data(data_of(shape)), references(data) {}
 
   // Places of a trajectory's parameters.
   struct Places {
@@ -34,6 +44,7 @@ struct Problem {
 struct Inputs {
   explicit Inputs(const Problem& problem_)
       : problem(problem_),
+        sums(workspace(shape_of(problem_.data.shape))),
         images(problem.data.x),
         parameters(problem.data.parameters),
         parameter_tangents(problem.data.parameter_tangents),
@@ -46,15 +57,21 @@ struct Inputs {
 
   trajmatch::FirstLayerInputs all() const {
     const Problem::Places places = problem.places(parameters);
-    return {shape_of(problem.data.shape), images.get(), places.weight, places.norm_weight,
-            places.norm_bias};
+    return {shape_of(problem.data.shape), images.get(),     places.weight,
+            places.norm_weight,           places.norm_bias, sums.data()};
   }
   trajmatch::FirstLayerTangents tangents() const {
     const Problem::Places places = problem.places(parameter_tangents);
     return {mean.get(), rstd.get(), places.weight, places.norm_weight, places.norm_bias};
   }
 
+  static std::vector<float> workspace(const FirstLayerShape& shape) {
+    const int64_t squares = shape.trajectories * shape.batch * shape.squares();
+    return std::vector<float>(squares * 4 * shape.channels, std::nanf(""));
+  }
+
   const Problem& problem;
+  mutable std::vector<float> sums;
   Input<float> images, parameters, parameter_tangents, mean, rstd, mean_tangent, projection;
   Input<float> grad_out, grad_out_tangent;
 };
@@ -114,27 +131,37 @@ struct Tangent {
 // The gradients of a backward pass by name, with the workspace that they are made in.
 struct Gradients {
   Gradients(const Problem& problem, bool tangent, bool wants_images, Outputs<float>& out)
-      : shape(shape_of(problem.data.shape)) {
+      : shape(shape_of(problem.data.shape)), tiles(shape.tiles(tangent)) {
     const BlockShape& block = problem.data.shape;
     const int64_t images = shape.trajectories * shape.batch;
     affine.assign(images * 2 * shape.channels, std::nanf(""));
-    weight.assign(images * shape.channels * shape.taps(), std::nanf(""));
-    image_shares.assign(shape.tiles(tangent) * images * shape.image_size(), std::nanf(""));
+    weight.assign(images * shape.squares() * shape.channels * shape.taps(), std::nanf(""));
+    image_shares.assign(tiles * images * shape.image_share(), std::nanf(""));
     float* const parameters =
         out.add("grad_parameters", shape.trajectories * shape.parameter_stride);
-    float* const grad_images = out.add("grad_images", images * shape.image_size(), wants_images);
+    grad_images = out.add("grad_images", images * shape.image_size(), wants_images);
     all = {affine.data(), weight.data(), wants_images ? image_shares.data() : nullptr};
     sums = {{all.sum_affine(shape, 0, parameters + block.norm_weight_offset()),
              all.sum_affine(shape, 1, parameters + block.norm_bias_offset()),
              all.sum_weight(shape, parameters)},
             3,
             shape.trajectories};
-    if (wants_images) sums.each[sums.count++] = all.sum_images(shape, tangent, grad_images);
+    if (wants_images && shape.squares() == 1) {
+      sums.each[sums.count++] = all.sum_images(shape, tangent, grad_images);
+    }
   }
   // Adds up what a backward pass has written.
-  void add() const { trajmatch::cuda::launch_sum_shares(sums, test_stream()); }
+  void add() const {
+    trajmatch::cuda::launch_sum_shares(sums, test_stream());
+    if (all.images != nullptr && shape.squares() > 1) {
+      trajmatch::cuda::launch_first_layer_squares({shape, all.images, tiles, grad_images},
+                                                  test_stream());
+    }
+  }
 
   FirstLayerShape shape;
+  int64_t tiles;
+  float* grad_images;
   std::vector<float> affine, weight, image_shares;
   trajmatch::FirstLayerShares all;
   trajmatch::ShareSums<float> sums;
@@ -206,7 +233,7 @@ void check_refused() {
   const BlockShape good{1, 1, 32, 3, 1, 16};
   for (const BlockShape& bad : {BlockShape{1, 1, 16, 3, 1, 16}, BlockShape{1, 1, 32, 2, 1, 16},
                                 BlockShape{1, 1, 32, 3, 1, 24}, BlockShape{1, 1, 32, 3, 3, 16},
-                                BlockShape{1, 1, 34, 3, 0, 16}}) {
+                                BlockShape{1, 1, 34, 3, 0, 16}, BlockShape{1, 1, 48, 3, 1, 16}}) {
     testing::expect(shape_of(good).fits() && !shape_of(bad).fits(), "a wrong shape is accepted");
   }
 }
@@ -216,7 +243,8 @@ void check_refused() {
 std::vector<testing::Case> first_layer_cases() {
   std::vector<testing::Case> cases;
   for (const BlockShape& shape : {BlockShape{1, 2, 32, 3, 1, 16}, BlockShape{2, 1, 28, 1, 3, 32},
-                                  BlockShape{2, 2, 30, 3, 2, 16}}) {
+                                  BlockShape{2, 2, 30, 3, 2, 16}, BlockShape{2, 2, 64, 3, 1, 16},
+                                  BlockShape{1, 1, 94, 1, 2, 32}}) {
     cases.push_back(
         {"first_layer " + std::to_string(cases.size()), [shape] { check_shape(shape); }});
   }
