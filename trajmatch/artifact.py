@@ -153,8 +153,7 @@ class Artifact(Description):
     @property
     def pixels(self) -> Tensor:
         """Viewable images, with the preprocessing undone. ``[n, C, H, W]``, uint8."""
-        shown = self.preprocessing.invert(self.images).clamp(0, 1)
-        return shown.mul(255).round().to(torch.uint8)
+        return self.preprocessing.invert(self.images).clamp(0, 1).mul(255).round().to(torch.uint8)
 
     @property
     def hard_labels(self) -> Tensor:

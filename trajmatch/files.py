@@ -113,8 +113,7 @@ def save_tensors(
     content = json.loads(_to_json(path, metadata))  # checksum of what load_tensors will parse
     # Only half of the limit, because the header adds a backslash before each quote of this text.
     checksum = {"metadata": json_checksum(content), "tensors": tensor_checksum(separate)}
-    described = {**content, CHECKSUM: checksum}
-    text = _to_json(path, described, most=MOST_JSON // 2)
+    text = _to_json(path, {**content, CHECKSUM: checksum}, most=MOST_JSON // 2)
     write_bytes(path, save(separate, metadata={METADATA_KEY: text}))
 
 

@@ -189,7 +189,6 @@ def _place(error: BaseException) -> str:
     if isinstance(error, SyntaxError):
         return ""
     for frame in traceback.extract_tb(error.__traceback__):
-        ours = frame.filename.startswith((_PACKAGE, "<frozen", importlib.__file__))
-        if not ours:
+        if not frame.filename.startswith((_PACKAGE, "<frozen", importlib.__file__)):
             return f" ({frame.filename}, line {frame.lineno})"
     return ""

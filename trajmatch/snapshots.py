@@ -44,8 +44,7 @@ class Snapshots:
         """Return a copy with one more snapshot: ``images``, pixel values ``[n, C, H, W]``."""
         # Clamp values that float16 would turn into infinity.
         largest = torch.finfo(DTYPE).max
-        newest = images.clamp(-largest, largest).to(DTYPE)[None]
-        images = torch.cat([self.images, newest])
+        images = torch.cat([self.images, images.clamp(-largest, largest).to(DTYPE)[None]])
         return replace(self, iterations=(*self.iterations, iteration), images=images)
 
     def pixels(self, clip: pictures.Clip) -> list[Tensor]:

@@ -51,8 +51,17 @@ def result(record: dict[str, Any] | None) -> str:
         ),
     )
     courses = table(
-        ["matching loss, first and last tenth; step size", *per_class],
-        ([name, *(each.course for each in cells[name])] for name in methods),
+        ["distillation", "per class", "loss, first tenth", "last tenth", "step size", "minutes"],
+        (
+            [
+                name,
+                str(ipc),
+                *cell.course,
+                cell.minutes(record["seconds"], f"{name}, {ipc} per class"),
+            ]
+            for name in methods
+            for ipc, cell in zip(ipcs, cells[name], strict=True)
+        ),
     )
     experts = table(
         ["experts", "followed by", "test accuracy, %"],
@@ -123,11 +132,17 @@ class _Cell(NamedTuple):
         return f"{self.runs[0]['stored_bytes']:,}" if self.runs else "-"
 
     @property
-    def course(self) -> str:
+    def course(self) -> list[str]:
+        """Loss over the first and the last tenth of the iterations, and step size at the end."""
         if not self.runs:
-            return "-"
-        first, last = (fmean(run["matching_loss"][end] for run in self.runs) for end in (0, 1))
-        return f"{first:.3f}, {last:.3f}; {fmean(run['step_size'] for run in self.runs):.2g}"
+            return ["-", "-", "-"]
+        losses = (fmean(run["matching_loss"][end] for run in self.runs) for end in (0, 1))
+        step_size = fmean(run["step_size"] for run in self.runs)
+        return [*(f"{loss:.3f}" for loss in losses), f"{step_size:.2g}"]
+
+    def minutes(self, seconds: Mapping[str, float], piece: str) -> str:
+        """Of a run, from the seconds of all of them."""
+        return f"{seconds[piece] / 60 / self.wanted:.0f}" if self.is_complete else "-"
 
 
 def _mean_and_std(values: Sequence[float]) -> str:

@@ -267,8 +267,9 @@ class PlaneSums {
         for (int s = 0; s < part_.squares(); ++s) sum += *of_square(s, i);
         memory_[i] = sum;
       });
-      if (threadIdx.x == 0)
+      if (threadIdx.x == 0) {
         memory_[kInverse] = kInverseSquare / static_cast<float>(part_.squares());
+      }
     }
   }
 

@@ -104,6 +104,18 @@ def test_a_set_goes_on_from_its_parameters_and_may_grow(config, spec, tmp_path) 
         prepare(replace(later, images="pixels")).initial_set()
 
 
+def test_pixels_that_grow_keep_frozen_rows(configure, tmp_path) -> None:
+    made = distill(configure(iterations=1, out=tmp_path / "first"))
+    grown = distill(configure(init_from=tmp_path / "first", ipc=3, freeze=2, iterations=2))
+    images = grown.images.unflatten(0, (3, 3))
+    assert torch.equal(images[:, :2].flatten(0, 1), made.images)
+    first = prepare(configure(init_from=tmp_path / "first", ipc=3, freeze=2)).initial_set().images
+    assert all(
+        (each[2] != own[2]).any()
+        for each, own in zip(images, first.unflatten(0, (3, 3)), strict=True)
+    )
+
+
 def test_a_parametrisation_is_known_by_its_settings(configure, tmp_path) -> None:
     first = configure(images="frequency:coefficients=32", iterations=1, out=tmp_path / "first")
     made = distill(first)

@@ -17,7 +17,7 @@ from stand_ins import Interrupter, lines_of
 from torch import Tensor
 from torch.nn.functional import cross_entropy, mse_loss
 
-from trajmatch import artifact, networks, ops, reference
+from trajmatch import artifact, files, networks, ops, reference
 from trajmatch.cli.main import main
 from trajmatch.distill import DistillConfig, distill
 from trajmatch.distill.gradients import gradients_for
@@ -372,6 +372,29 @@ def test_the_protocol_that_trains_by_adam() -> None:
     torch.testing.assert_close(found, wanted, rtol=1e-3, atol=1e-5)
     assert protocol.describe()["optimiser"] == "adam"
     assert "optimiser" not in PROTOCOLS["mtt"].describe()
+
+
+@pytest.mark.parametrize(
+    "images",
+    ["flip", "upsample", "frequency:coefficients=32", "implicit:width=4,steps=20", "palette:4"],
+)
+def test_every_parametrisation_learns_and_goes_on(
+    configure: Configure, images: str, tmp_path: Path
+) -> None:
+    lr = 1e-3 if "implicit" in images else 0.05
+    settings = {"images": images, "lr_img": lr, "iterations": 4, "real_batch": 20}
+    settings |= {"batch_syn": None}  # all of them: every image is learned
+    whole = configure(**settings, keep_rendered=True, out=tmp_path / "whole" / "d")
+    part = replace(whole, out=tmp_path / "part" / "d")
+    result = distill(whole)
+    with pytest.raises(KeyboardInterrupt):
+        distill(part, Interrupter(3))
+    distill(replace(part, resume=True))
+    assert part.out.read_bytes() == whole.out.read_bytes()
+    first = prepare(whole).initial_set().images
+    assert (result.images != first).flatten(1).any(dim=1).all()
+    kept = files.load_tensors(whole.out)[0]
+    assert torch.equal(kept["images"], result.images)
 
 
 def test_a_recipe_without_experts_from_data_to_report(

@@ -115,14 +115,19 @@ def test_is_exact(
         assert_close_as_vectors(ours, exact, EXACT)
 
 
-@pytest.mark.parametrize(("name", "kind"), [("adam", "engine"), ("nesterov", "batch norm")])
+@EVERY_OPTIMISER
+@pytest.mark.parametrize("labels", LABELS)
+@pytest.mark.parametrize("kind", ["engine", "batch norm", "gated"])
 def test_fifty_steps(
-    device: torch.device, assert_close_as_vectors: Check, name: str, kind: str
+    device: torch.device, assert_close_as_vectors: Check, name: str, labels: str, kind: str
 ) -> None:
     model = model_of(kind, device)
-    given = problem(model, OPTIMISERS[name], "soft", "step", steps=50)
+    given = problem(model, OPTIMISERS[name], labels, "step", steps=50)
     augment = DSA("color_flip_rotate").replay(seed=0)
     ours, exact = (results(of, model, *given, augment=augment) for of in (ops, reference))
+    pairs = zip(ours, exact, strict=True)
+    errors = [((one - other).norm() / other.norm()).item() for one, other in pairs if len(other)]
+    print(f"\n{name}, {labels}, {kind}: {max(errors):.0e}")
     assert_close_as_vectors(ours, exact, EXACT)
 
 

@@ -108,8 +108,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         if _leaves_message():
             return stop.status
         kept = stop.kept or "the files written so far are complete"
-        message = f"stopped by {stop.cause}; {kept}"
-        return _stopped(message, arguments, stop.status, stop.resumes)
+        return _stopped(f"stopped by {stop.cause}; {kept}", arguments, stop.status, stop.resumes)
     except KeyboardInterrupt:  # the second ctrl-C, or the only one outside of a command
         return _stopped(
             "interrupted; the files written so far are complete", arguments, INTERRUPTED

@@ -37,8 +37,7 @@ def aligned(head: Sequence[str], *rows: Sequence[str], rule: bool = False) -> st
     """Return rows as a table with aligned columns; ``rule`` adds a line below the head."""
     widths = [max(map(len, column)) for column in zip(head, *rows, strict=True)]
     rows = (head, *([["-" * width for width in widths]] if rule else []), *rows)
-    lines = ["  ".join(map(str.ljust, row, widths)).rstrip() for row in rows]
-    return "\n".join(lines)
+    return "\n".join("  ".join(map(str.ljust, row, widths)).rstrip() for row in rows)
 
 
 def print_json(result: Any, *, sort_keys: bool = True) -> None:

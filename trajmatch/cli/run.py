@@ -193,8 +193,7 @@ def _parse(
             why = "--experts names a trained store; leave one of them out"
         meant = f" (did you mean --distill.{name.replace('_', '-')}?)" if name in _SHARED else ""
         raise UserError(f"{flag(name)} applies only when experts are trained, but {why}{meant}")
-    config = RunConfig(**{**own_defaults, **own})
-    return config, chosen
+    return RunConfig(**{**own_defaults, **own}), chosen
 
 
 def _needs_experts(distill: Mapping[str, Any]) -> bool:

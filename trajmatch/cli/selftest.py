@@ -69,8 +69,7 @@ def _student() -> torch.nn.Module:
 
 def _unroll(operators: Any, theta: Tensor, images: Tensor, labels: Tensor, lr: Tensor) -> Any:
     """Run four student steps with momentum."""
-    rows = [[0, 1, 2], [3, 4, 5], [2, 0, 4], [1, 1, 3]]
-    batches = torch.tensor(rows, device=theta.device)
+    batches = torch.tensor([[0, 1, 2], [3, 4, 5], [2, 0, 4], [1, 1, 3]], device=theta.device)
     # A random number can be negative or too large for a step size.
     lr = lr.abs() / 10
     return operators.unroll(_student(), theta, images, labels, lr, batches, momentum=0.9)

@@ -218,8 +218,7 @@ class Dataset:
         if fraction == 0:
             return self, self.train_images[:0], self.train_answers[:0]
         kept, held_out = split_holdout(self.train_labels, self.class_names, fraction, seed)
-        rest = self._part(train=kept)
-        return rest, self.train_images[held_out], self.train_answers[held_out]
+        return self._part(train=kept), self.train_images[held_out], self.train_answers[held_out]
 
     def of_classes(self, wanted: Sequence[str]) -> "Dataset":
         """Return the subset of the ``wanted`` classes, given by name or number.

@@ -91,8 +91,7 @@ def load_pictures(
         train, test = (_decode(part, shape, options, lost) for part in parts)
     # ``lost`` has one message for each image and kind of information: warn once per kind.
     for kind, number in sorted(Counter(lost).items()):
-        count = sum(map(len, parts))
-        warn(f"{what}: {number} of {count} images {kind}")
+        warn(f"{what}: {number} of {sum(map(len, parts))} images {kind}")
     statistics = (known.mean, known.std, True) if known else ()
     return Dataset(name, *train, *test, tuple(class_names), *statistics)
 

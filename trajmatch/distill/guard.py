@@ -109,8 +109,7 @@ def find_spike(gradient: OuterGradient, state: State, limit: float) -> Fault | N
     usual = median(before) if len(before) >= FEWEST else 0.0
     state.gradient_norms = [*before, norm][-USUAL:]
     if usual > 0 and norm > limit * usual:
-        times = norm / usual
-        cause = f"the gradient of the images is {times:.3g} times as large as usual"
+        cause = f"the gradient of the images is {norm / usual:.3g} times as large as usual"
         return Fault(cause, "lower --lr-img", lasting=False)
     return None
 

@@ -44,8 +44,7 @@ def from_correct(
         rows = left[:0]
         for expert in range(experts.count):
             images = dataset.normalise(dataset.train_images[left])
-            found = experts.logits(expert, images).argmax(dim=1)
-            right = found == index
+            right = experts.logits(expert, images).argmax(dim=1) == index
             # The next expert classifies only the images that this one gets wrong.
             rows, left = torch.cat([rows, left[right]])[:ipc], left[~right]
             if len(rows) == ipc or len(left) == 0:
@@ -146,8 +145,7 @@ def from_artifact(source: Artifact, path: str, dataset: Dataset, ipc: int) -> Sy
             f"a set with equally many images in each class, at most {ipc}, or a larger --ipc"
         )
     # The earlier run may have normalised or whitened its images in another way.
-    images = source.images_preprocessed_by(dataset.preprocessing)
-    return SyntheticSet(images, source.labels)
+    return SyntheticSet(source.images_preprocessed_by(dataset.preprocessing), source.labels)
 
 
 def _members(dataset: Dataset, ipc: int) -> list[Tensor]:

@@ -241,8 +241,7 @@ def _finished(problem: Problem) -> Artifact:
     """Return the existing result; raise UserError if a run with other settings made it."""
     out = problem.config.out
     result = artifact.load(out)
-    found = {**result.recipe, "seed": result.seed}
-    checkpoint.check_same_run(out, found, problem.identity)
+    checkpoint.check_same_run(out, {**result.recipe, "seed": result.seed}, problem.identity)
     # The checkpoint is still there if the run was killed just after it wrote the result.
     problem.config.checkpoint_path.unlink(missing_ok=True)
     return result

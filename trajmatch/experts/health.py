@@ -59,8 +59,7 @@ def examine_window(
     store: Store, min_start_epoch: int, max_start_epoch: int, expert_epochs: int
 ) -> list[str]:
     """Return a list with a warning about start epochs after which the loss does not fall, or []."""
-    every = range(store.num_experts)
-    losses = [store.metrics(expert).get("train_loss", []) for expert in every]
+    losses = [store.metrics(expert).get("train_loss", []) for expert in range(store.num_experts)]
     # Converted experts have no recorded losses; then no start epoch is examined.
     shortest = min(map(len, losses), default=0)
     stale = [

@@ -427,8 +427,7 @@ class Store:
                 f"images that the experts of {self.path} saw; train the experts again with this "
                 "release"
             )
-        training = training.preprocessed_as(self.manifest["preprocessing"], self.zca)
-        return training, images, labels
+        return training.preprocessed_as(self.manifest["preprocessing"], self.zca), images, labels
 
     def _check_data(self, given: Mapping[str, Any], address: str | None) -> None:
         """Raise UserError unless ``given`` describes the experts' data set."""

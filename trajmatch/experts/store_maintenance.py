@@ -131,9 +131,8 @@ def convexify(path: files.PathLike, out: files.PathLike, waypoints: str = "6,25"
             f"the network of {path} has buffers (running statistics of batch norm), which cannot "
             "be interpolated; convexify experts without them"
         )
-    ends = {0, store.course}
     # The user may list the ends, which are waypoints anyway.
-    inner = sorted(numbers_of(waypoints, store.course, "waypoints", "epochs") - ends)
+    inner = sorted(numbers_of(waypoints, store.course, "waypoints", "epochs") - {0, store.course})
     layers = [shape.numel() for shape in networks.parameter_shapes(model).values()]
 
     def write(source: Store, expert: int, new: Store, number: int) -> None:

@@ -108,7 +108,5 @@ def curriculum_of(config: ExpertConfig, dataset: Dataset, training: Dataset) -> 
     """Return a configuration's curriculum, or None if every epoch trains on all images."""
     if config.scores is None:
         return None
-    held_out = config.holdout, config.seed
-    scores = read_scores(config.scores, dataset, held_out, config.data)
-    schedule = Schedule.parse(config.curriculum, config.drop_easy)
-    return Curriculum(schedule, training, scores)
+    scores = read_scores(config.scores, dataset, (config.holdout, config.seed), config.data)
+    return Curriculum(Schedule.parse(config.curriculum, config.drop_easy), training, scores)

@@ -47,8 +47,7 @@ class Implicit(WithSettings):
         """Fit one network to each image."""
         draw = generator(0, "images", "implicit")
         parameters = {}
-        sizes = self._sizes(images.shape[1:])
-        for layer, (inputs, outputs) in enumerate(pairwise(sizes)):
+        for layer, (inputs, outputs) in enumerate(pairwise(self._sizes(images.shape[1:]))):
             # SIREN's initialisation: uniform in +-bound, here for the biases as well.
             bound = math.sqrt(6 / inputs) / self.w0 if layer else 1 / inputs
             for name, rows in ((f"weight_{layer}", inputs), (f"bias_{layer}", 1)):

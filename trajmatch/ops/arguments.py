@@ -89,13 +89,11 @@ class Expect:
         self.that(tensor.device == other.device, argument, wanted, tensor.device)
         dtype = dtype or other.dtype
         self.kind(tensor.dtype == dtype, argument, f"be {_name(dtype)}", _name(tensor.dtype))
-        dense = tensor.layout == torch.strided
-        self.kind(dense, argument, "be a dense tensor", tensor.layout)
+        self.kind(tensor.layout == torch.strided, argument, "be a dense tensor", tensor.layout)
 
     def is_tensor(self, argument: str, value: object) -> None:
         """Raise TypeError unless the argument is a tensor."""
-        came = type(value).__name__
-        self.kind(isinstance(value, Tensor), argument, "be a torch.Tensor", came)
+        self.kind(isinstance(value, Tensor), argument, "be a torch.Tensor", type(value).__name__)
 
     def module(self, model: Any) -> nn.Module:
         """Return a module, unwrapped from ``torch.compile``; raise TypeError for anything else."""
@@ -109,8 +107,7 @@ class Expect:
         model = self.module(model)
         kind = type(model).__name__
         parallel = isinstance(model, nn.DataParallel | nn.parallel.DistributedDataParallel)
-        came = f"{kind}; pass model.module"
-        self.kind(not parallel, "model", "be the network itself", came)
+        self.kind(not parallel, "model", "be the network itself", f"{kind}; pass model.module")
         came = f"{kind}; pass the module that it was compiled from"
         wanted = "be an ordinary (not scripted) torch.nn.Module"
         self.kind(not isinstance(model, torch.jit.ScriptModule), "model", wanted, came)
@@ -213,8 +210,7 @@ class Expect:
             sizes, rows = [batches.shape[1]] * len(batches), [batches.reshape(-1)]
         else:
             wanted = "be a tensor of shape [N, B], or a sequence of tensors or lists"
-            came = type(batches).__name__
-            self.kind(isinstance(batches, Iterable), "batches", wanted, came)
+            self.kind(isinstance(batches, Iterable), "batches", wanted, type(batches).__name__)
             rows = [self.tensor("batches", each, like.device, like.dtype) for each in batches]
             for row in rows:
                 self.that(row.dim() == 1, "every batch", "have 1 dimension", list(row.shape))

@@ -88,8 +88,7 @@ class Adam:
         _number(expect, "eps", self.eps)
         fits = len(self.betas) == 2 and all(0 <= beta < 1 for beta in self.betas)
         expect.that(fits, "betas", "be two numbers in [0, 1)", self.betas)
-        fits = 0 < self.eps < math.inf
-        expect.that(fits, "eps", "be above 0", self.eps)
+        expect.that(0 < self.eps < math.inf, "eps", "be above 0", self.eps)
         _at_least_0(expect, "weight_decay", self.weight_decay)
 
     def numbers(self) -> list[float]:

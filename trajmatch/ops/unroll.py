@@ -350,8 +350,7 @@ def tape_bytes(
         return 0
     double, cuda = dtype == torch.float64, torch.device(device).type == "cuda"
     # With practically unlimited memory, every step has a tape.
-    elements = _C.tape_elements(network, batch_sizes, 2**62, double, cuda)
-    return elements * (8 if double else 4)
+    return _C.tape_elements(network, batch_sizes, 2**62, double, cuda) * (8 if double else 4)
 
 
 def _fake(given: Any) -> tuple[Tensor, ...]:

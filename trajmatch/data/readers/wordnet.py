@@ -97,13 +97,11 @@ def load_tiny(address: Address, options: ImageOptions) -> Dataset:
 
 
 def _imagenet_in(root: Path) -> Path | None:
-    folders = (root / "imagenet", root)
-    return next((f for f in folders if _wordnet_folders(f / "train")), None)
+    return next((f for f in (root / "imagenet", root) if _wordnet_folders(f / "train")), None)
 
 
 def _tiny_in(root: Path) -> Path | None:
-    folders = (root / _TINY_FOLDER, root)
-    return next((f for f in folders if (f / "wnids.txt").is_file()), None)
+    return next((f for f in (root / _TINY_FOLDER, root) if (f / "wnids.txt").is_file()), None)
 
 
 def _wordnet_folders(part: Path) -> list[str]:

@@ -75,8 +75,7 @@ def activation_map(model: nn.Module, images: Tensor, classes: Tensor) -> Tensor:
         if not isinstance(output, Tensor) or output.dim() != 4 or output is last[0]:
             return
         # For a pooling module take its input, the feature map before pooling.
-        pools = isinstance(module, _POOLING)
-        found = inputs[0] if pools else output
+        found = inputs[0] if isinstance(module, _POOLING) else output
         if found is not last[0] and found.shape[2:].numel() > 1:
             features[:] = [found]
         last[0] = output
