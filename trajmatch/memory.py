@@ -1,14 +1,23 @@
-"""Limits of memory, and a single-thread context."""
+"""Limits of memory, what to do when it runs out, and a single-thread context."""
 
 import contextlib
 import ctypes
+import gc
 import os
 import re
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from pathlib import Path
+from typing import TYPE_CHECKING, TypeVar
 
-from trajmatch.errors import UserError
+from trajmatch.errors import UserError, warn
+
+if TYPE_CHECKING:
+    import torch
+
+S = TypeVar("S")
+T = TypeVar("T")
 
 # Parameters of mallopt, from glibc's malloc.h.
 _M_TRIM_THRESHOLD = -1
@@ -76,6 +85,53 @@ def is_out_of_memory(error: BaseException) -> bool:
         return True
     # Libraries raise a plain RuntimeError that only the message identifies.
     return isinstance(error, RuntimeError) and bool(_OUT_OF_MEMORY.search(str(error)))
+
+
+def attempt(function: Callable[[], T]) -> tuple[T | None, str]:
+    """Call a function; return ``(None, reason)`` if memory runs out."""
+    try:
+        return function(), ""
+    except (MemoryError, RuntimeError) as error:
+        if not is_out_of_memory(error):
+            raise
+        # Text only: the error's traceback would keep the tensors of the failed call alive.
+        return None, str(error)
+
+
+def release(device: "torch.device") -> None:
+    """Free garbage, the engine's workspace and PyTorch's CUDA cache."""
+    import torch
+
+    from trajmatch import ops
+
+    gc.collect()
+    ops.release_workspace()
+    if device.type == "cuda":
+        torch.cuda.empty_cache()
+
+
+def in_halves(
+    train: Callable[[Sequence[S]], T], group: Sequence[S], device: "torch.device", what: str
+) -> Iterator[tuple[Sequence[S], T]]:
+    """Yield a group with its result or, if memory runs out, each half of it with its own.
+
+    ``train`` computes the result of a group, and must allow a second call after a failed one.
+    """
+    if len(group) == 1:
+        yield group, train(group)
+        return
+    found, reason = attempt(partial(train, group))
+    if found is not None:
+        yield group, found
+        return
+    release(device)
+    half = (len(group) + 1) // 2
+    warn(
+        f"memory ran out ({reason}) for {len(group)} {what} side by side; continuing with {half} "
+        "at a time, which is slower"
+    )
+    for part in (group[:half], group[half:]):
+        yield from in_halves(train, part, device, what)
 
 
 def resident_memory() -> int:

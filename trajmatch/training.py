@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from trajmatch import networks, ops
 from trajmatch.data.dsa import DSA
 from trajmatch.inference import check_answered, measured
+from trajmatch.memory import in_halves
 from trajmatch.networks.flat import decayed
 from trajmatch.protocol import Protocol
 from trajmatch.random import derive_seed, generator
@@ -111,27 +112,34 @@ def train_networks(
 
     A set has images, labels and the seed of its network; ``tests`` are test images and labels. All
     are as for :func:`train_fresh`. On a GPU, networks on small sets are trained side by side, so
-    that they share launches. Sets are taken from the iterable when their training begins.
+    that they share launches, or fewer of them if memory runs out. Sets are taken from the iterable
+    when their training begins.
     """
-    sets, cuda = iter(sets), torch.device(device).type == "cuda"
+    sets, device = iter(sets), torch.device(device)
     for first in sets:
         model, at_once = networks.build(network_spec), 1
         # A module holds the running statistics of one network only, so networks with such buffers
         # train one at a time.
-        if cuda and ops.engine_for(model) == "engine" and networks.num_buffers(model) == 0:
+        if (
+            device.type == "cuda"
+            and ops.engine_for(model) == "engine"
+            and networks.num_buffers(model) == 0
+        ):
             at_once = _PIXELS // max(1, first[0][:, 0].numel())
         group = [first, *itertools.islice(sets, max(0, at_once - 1))]
-        yield from _side_by_side(model.to(device), group, protocol, tests, on_epoch)
+        train = partial(_side_by_side, model.to(device), protocol, tests, on_epoch)
+        for _, outcomes in in_halves(train, group, device, "networks"):
+            yield from outcomes
 
 
 def _side_by_side(
     model: nn.Module,
-    sets: Sequence[tuple[Tensor, Tensor, int]],
     protocol: Protocol,
     tests: tuple[Tensor, Tensor],
     on_epoch: Callable[[], None],
-) -> Iterator[Outcome]:
-    """Train a network on each set, all at the same time; yield their outcomes."""
+    sets: Sequence[tuple[Tensor, Tensor, int]],
+) -> list[Outcome]:
+    """Train a network on each set, all at the same time, and return their outcomes."""
     test_images, test_labels = tests
     regresses = test_labels.is_floating_point()
     found: list[list[float]] = [[] for _ in sets]
@@ -152,9 +160,9 @@ def _side_by_side(
         theta, tested = networks.flat_parameters(model), partial(test, number)
         courses.append(_steps(model, theta, images, labels, protocol, seed, on_epoch, tested))
     _take(model, courses, sets[0][2], "mse" if regresses else "cross_entropy")
-    for accuracies, lost in zip(found, diverged, strict=True):
-        best = max(accuracies) if protocol.test_every and not regresses else None
-        yield Outcome(accuracies[-1], best, lost)
+    often = protocol.test_every and not regresses
+    pairs = zip(found, diverged, strict=True)
+    return [Outcome(each[-1], max(each) if often else None, lost) for each, lost in pairs]
 
 
 @dataclass

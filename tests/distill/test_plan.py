@@ -148,6 +148,24 @@ def test_a_graph_runs_its_matches_side_by_side(
     assert told[0].plan.tasks == (3 if graph else 1)
 
 
+def test_matches_that_do_not_fit_run_one_after_another(
+    configure, tmp_path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Limited(Graph):
+        def __call__(self, tasks: Any, parameters: Any, plan: Plan) -> Any:
+            if plan.tasks > 1:
+                raise torch.OutOfMemoryError("CUDA out of memory")
+            return super().__call__(tasks, parameters, plan)
+
+    wanted = distill(configure(matches=3, out=tmp_path / "one"))
+    monkeypatch.setattr(
+        loop_module, "gradients_for", lambda problem, _: Limited(problem.objective, call_again)
+    )
+    with pytest.warns(UserWarning, match="memory ran out .*, [32] matches side by side.*continuing"):
+        found = distill(configure(matches=3, out=tmp_path / "three"))
+    assert torch.equal(found.images, wanted.images)
+
+
 def test_a_batch_norm_is_not_parted(configure, make_store) -> None:
     store = make_store("batch", norm="batch")
     assert leaner(prepare(configure(experts=store)), Plan(), images=6) is None

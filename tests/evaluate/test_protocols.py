@@ -228,7 +228,7 @@ def test_networks_side_by_side_are_those_trained_alone(name: str, regresses: boo
     tests = toy(60, soft=regresses, seed=9)
     rounds: list[None] = []
     model = networks.build(SPEC)
-    together = [*training._side_by_side(model, sets, protocol, tests, lambda: rounds.append(None))]
+    together = training._side_by_side(model, protocol, tests, lambda: rounds.append(None), sets)
     alone = [
         train_fresh(images, labels, SPEC, protocol, *tests, seed) for images, labels, seed in sets
     ]
@@ -252,8 +252,8 @@ def test_one_that_diverges_leaves_the_others_as_they_are() -> None:
     sets = [(*toy(7, seed=seed), seed) for seed in range(3)]
     lost = [sets[0], (sets[1][0] * float("nan"), *sets[1][1:]), sets[2]]
     tests, model = toy(60, seed=9), networks.build(SPEC)
-    found = [*training._side_by_side(model, lost, protocol, tests, lambda: None)]
-    wanted = [*training._side_by_side(model, sets, protocol, tests, lambda: None)]
+    found = training._side_by_side(model, protocol, tests, lambda: None, lost)
+    wanted = training._side_by_side(model, protocol, tests, lambda: None, sets)
     assert found == [wanted[0], Outcome(0.0, None, True), wanted[2]]
 
 
@@ -308,7 +308,8 @@ def test_small_networks_go_side_by_side_on_a_gpu(
 ) -> None:
     found: list[int] = []
 
-    def counting(model: nn.Module, sets: list[Any], *rest: Any) -> list[Outcome]:
+    def counting(*arguments: Any) -> list[Outcome]:
+        *_, sets = arguments
         found.append(len(sets))
         return [Outcome(0.0, None, False) for _ in sets]
 
@@ -317,6 +318,27 @@ def test_small_networks_go_side_by_side_on_a_gpu(
     sets, protocol = [(*toy(count), seed) for seed in range(5)], Protocol(batch_size=10**9)
     outcomes = [*train_networks(sets, {**SPEC, **spec}, protocol, toy(6), device)]
     assert found == groups and len(outcomes) == 5
+
+
+def test_fewer_networks_go_side_by_side_where_memory_runs_out(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    sets, protocol = [(*toy(6), seed) for seed in range(3)], Protocol(epochs=2, batch_size=4)
+    alone = [*train_networks(sets, SPEC, protocol, toy(6))]
+    found: list[int] = []
+
+    def limited(model: nn.Module, courses: list[Any], *rest: Any) -> None:
+        found.append(len(courses))
+        if len(courses) > 2:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        take(model, courses, *rest)
+
+    take = training._take
+    monkeypatch.setattr(training, "_take", limited)
+    monkeypatch.setattr(nn.Module, "to", lambda self, *_, **__: self)
+    with pytest.warns(UserWarning, match="3 networks side by side; continuing with 2"):
+        together = [*train_networks(sets, SPEC, protocol, toy(6), "cuda")]
+    assert found == [3, 2, 1] and together == alone
 
 
 # --- scores

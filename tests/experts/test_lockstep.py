@@ -16,7 +16,7 @@ from torch import Tensor
 from trajmatch import networks, ops
 from trajmatch.data import DSA, ChannelNormalisation, Dataset, load_dataset
 from trajmatch.errors import UserError
-from trajmatch.experts import ExpertConfig, Store, train, train_experts, trajectory
+from trajmatch.experts import ExpertConfig, Store, train, train_experts, trajectory, workers
 from trajmatch.experts.config import Schedule
 from trajmatch.experts.epoch import Curriculum
 from trajmatch.experts.scores import Scores
@@ -180,6 +180,31 @@ def test_groups_write_the_bytes_of_one_at_a_time(
     assert sorted(told) == [0, 0, 1, 1, 2, 2, 3, 3]
     # Each group records both sizes of batch.
     assert (one_by_one, record.recordings - one_by_one) == (8, 2 * groups)
+
+
+def test_fewer_go_together_where_memory_runs_out(
+    make_config: MakeConfig,
+    tmp_path: Path,
+    contents: Contents,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    config = make_config(num_experts=5, out=tmp_path / "one", device="cpu")
+    manifest = train_experts(config).manifest
+    store = Store.create(tmp_path / "groups", manifest)
+    training, _, _ = store.training_set(load_dataset(manifest["data"]))
+    groups: list[int] = []
+
+    def limited(manifest, training, experts, *options):
+        groups.append(len(experts))
+        if len(experts) > 2:
+            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB")
+        return train_lockstep(manifest, training, experts, *options)
+
+    monkeypatch.setattr(workers, "train_lockstep", limited)
+    with pytest.warns(UserWarning, match="2 GiB.* for [53] experts side by side; continuing with "):
+        work(config, store, training, [*range(5)], lambda *_: None, 5)
+    assert groups == [5, 3, 2, 1, 2]
+    assert contents(tmp_path / "groups") == contents(tmp_path / "one")
 
 
 def test_on_a_gpu_the_experts_of_a_group_share_a_process(

@@ -6,16 +6,13 @@ trial forecasts memory and time. If memory still runs out, the iteration is repe
 leaner plan and the same draws.
 """
 
-import gc
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from itertools import accumulate, takewhile
 from statistics import linear_regression
 from time import perf_counter
-from typing import Any, TypeVar
-
-import torch
+from typing import Any
 
 from trajmatch import ops
 from trajmatch.device import free_bytes, peak_bytes, reset_peak, used_bytes
@@ -25,11 +22,9 @@ from trajmatch.distill.parameters import LABELS
 from trajmatch.distill.problem import Problem
 from trajmatch.errors import UserError, warn
 from trajmatch.images.parametrisation import Tensors
-from trajmatch.memory import is_out_of_memory
+from trajmatch.memory import attempt, release
 from trajmatch.ops.student import runs_by_images
 from trajmatch.schema import flag
-
-T = TypeVar("T")
 
 _MEGA = 2**20
 
@@ -91,7 +86,7 @@ class WithinMemory:
     def __call__(self, tasks: Sequence[Any], parameters: Tensors) -> list[Results]:
         """Return the results of the tasks; UserError if no leaner plan is left."""
         while True:
-            found, reason = _attempt(lambda: self._gradients(tasks, parameters, self.plan))
+            found, reason = attempt(lambda: self._gradients(tasks, parameters, self.plan))
             if found is not None:
                 return found
             release(self._problem.device)
@@ -149,7 +144,7 @@ def choose(problem: Problem, parameters: Tensors, plan: Plan) -> Forecast:
     If none fits, return the forecast of the leanest plan; UserError if even its trial fails.
     """
     while True:
-        found, reason = _attempt(partial(forecast, problem, parameters, plan))
+        found, reason = attempt(partial(forecast, problem, parameters, plan))
         release(problem.device)
         lean = leaner(problem, plan, len(parameters[LABELS]))
         # Forecasts can be wrong, so let the run try the leanest plan.
@@ -198,25 +193,6 @@ def forecast(problem: Problem, parameters: Tensors, plan: Plan) -> Forecast:
         free_bytes=free_bytes(device),
         kept_bytes=plan.tasks * kept,
     )
-
-
-def _attempt(function: Callable[[], T]) -> tuple[T | None, str]:
-    """Call a function; return ``(None, reason)`` if memory runs out."""
-    try:
-        return function(), ""
-    except (MemoryError, RuntimeError) as error:
-        if not is_out_of_memory(error):
-            raise
-        # Text only: the error's traceback would keep the tensors of the failed call alive.
-        return None, str(error)
-
-
-def release(device: torch.device) -> None:
-    """Free garbage, the engine's workspace and PyTorch's CUDA cache."""
-    gc.collect()
-    ops.release_workspace()
-    if device.type == "cuda":
-        torch.cuda.empty_cache()
 
 
 def check_parts(problem: Problem) -> None:

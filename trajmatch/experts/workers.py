@@ -6,6 +6,8 @@ import warnings
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict
 
+import torch
+
 from trajmatch import interruption
 from trajmatch.children import Emit, Job, children
 from trajmatch.data import Dataset, load_dataset
@@ -15,8 +17,8 @@ from trajmatch.experts.config import ExpertConfig, Schedule
 from trajmatch.experts.epoch import Curriculum
 from trajmatch.experts.scores import read_scores
 from trajmatch.experts.store import Store
-from trajmatch.experts.trajectory import OnEpoch, train_lockstep
-from trajmatch.memory import keep_freed_memory, one_thread
+from trajmatch.experts.trajectory import OnEpoch, Trajectory, train_lockstep
+from trajmatch.memory import in_halves, keep_freed_memory, one_thread
 
 
 def work(
@@ -35,16 +37,20 @@ def work(
     """
     # A signal waits until the training loop can write a checkpoint.
     with one_thread(), interruption.held():
-        # The first Checkpoints only reads progress. Each group has its own, so that the time to the
-        # next checkpoint counts from the start of the group.
-        for group in _groups(Checkpoints(store, math.inf), experts, at_once):
+
+        def train(group: Sequence[int]) -> list[Trajectory]:
+            # Each group has its own, so that the time to the next checkpoint counts from its start.
             checkpoints = Checkpoints(store, config.checkpoint_seconds)
             options = config.device, on_epoch, checkpoints, config.test_every, curriculum
-            trained = train_lockstep(store.manifest, training, group, *options)
-            for expert, trajectory in zip(group, trained, strict=True):
-                # In this order, a kill between the two lines loses nothing.
-                store.write_expert(expert, *trajectory)
-                store.checkpoint_path(expert).unlink(missing_ok=True)
+            return train_lockstep(store.manifest, training, group, *options)
+
+        # These Checkpoints only read progress.
+        for every in _groups(Checkpoints(store, math.inf), experts, at_once):
+            for group, trained in in_halves(train, every, torch.device(config.device), "experts"):
+                for expert, trajectory in zip(group, trained, strict=True):
+                    # In this order, a kill between the two lines loses nothing.
+                    store.write_expert(expert, *trajectory)
+                    store.checkpoint_path(expert).unlink(missing_ok=True)
 
 
 def _groups(
