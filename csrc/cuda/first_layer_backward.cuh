@@ -23,6 +23,8 @@ struct BackwardMemory {
   static constexpr int kWork = launch == Launch::kFirst ? kGrads : kProducts;
   static constexpr size_t kBytes =
       (Taps<channels>::kSize + kImageWeights + kWork + kImage<channels>)*sizeof(float);
+  // With the sums over planes, which lie in static memory, it fits GPUs with 99 KB for a block.
+  static_assert(kBytes + 4 * 8 * kWarps * sizeof(float) <= 99 * 1024);
 
   __device__ __forceinline__ explicit BackwardMemory(float* memory)
       : taps(memory),
@@ -116,7 +118,8 @@ __device__ __forceinline__ void weight_gradient(
 template <int channels, class Part>
 __device__ __forceinline__ void load_image_weights(const Part& part, const float* weight,
                                                    const float* weight_tangent, float* to) {
-  load_operands(2 * kTapRows<channels>, to, [&](int group, int tap, int plane) {
+  // In the threads that do not load the taps.
+  load_operands<2 * kTapRows<channels>>(kThreads / 2, to, [&](int group, int tap, int plane) {
     const int own = group % 2 * 8 + plane;
     return weight_of<channels>(part, Part::kTangent ? own ^ 8 : own, group / 2 * 16 + tap, weight,
                                weight_tangent);

@@ -138,22 +138,35 @@ constexpr int kImage = 2 * channels * kBordered;
 template <int channels, class Part>
 __device__ __forceinline__ void load_image(const FirstLayerShape& shape, const Part& part,
                                            const float* images, float* to) {
-  constexpr int kRowsAtOnce = kThreads / kPitch;
+  constexpr int kRowsAtOnce = kThreads / kPitch, kTurns = (kBorderedSide - 1) / kRowsAtOnce + 1;
   const float* const image = images + part.image * shape.image_size();
   const int size = static_cast<int>(shape.in_size), padding = static_cast<int>(shape.padding);
-  const int thread = static_cast<int>(threadIdx.x), column = thread % kPitch;
-  const int x = part.column() + column - padding;
-  if (thread >= kRowsAtOnce * kPitch) return;
-  for (int row = thread / kPitch; row < kBorderedSide; row += kRowsAtOnce) {
-    const int y = part.row() + row - padding;
-    const bool inside = column < kBorderedSide && y >= 0 && y < size && x >= 0 && x < size;
-    const float* const from = image + (y * size + x) * channels;
+  const int thread = static_cast<int>(threadIdx.x), first = thread / kPitch;
+  if (first >= kRowsAtOnce) return;
+  const int column = thread % kPitch, x = part.column() + column - padding;
+  const int y = part.row() + first - padding, from = (y * size + x) * channels;
+  const bool has_column = column < kBorderedSide && x >= 0 && x < size;
+  // All values are requested before the first one is used.
+  float values[kTurns][channels];
+  TM_UNROLL
+  for (int turn = 0; turn < kTurns; ++turn) {
+    const int row = turn * kRowsAtOnce;
+    const bool inside = has_column && y + row >= 0 && y + row < size;
     TM_UNROLL
     for (int c = 0; c < channels; ++c) {
-      const float2 value = split(inside ? from[c] : 0.0f);
-      float* const own = to + c * kBordered + row * kPitch + column;
-      own[0] = value.x;
-      own[channels * kBordered] = value.y;
+      values[turn][c] = inside ? image[from + row * size * channels + c] : 0.0f;
+    }
+  }
+  float* const own = to + first * kPitch + column;
+  TM_UNROLL
+  for (int turn = 0; turn < kTurns; ++turn) {
+    const int row = turn * kRowsAtOnce;
+    if (first + row >= kBorderedSide) return;
+    TM_UNROLL
+    for (int c = 0; c < channels; ++c) {
+      const float2 value = split(values[turn][c]);
+      own[c * kBordered + row * kPitch] = value.x;
+      own[(channels + c) * kBordered + row * kPitch] = value.y;
     }
   }
 }
@@ -175,15 +188,22 @@ __device__ __forceinline__ float2 weight_of(const Part& part, int plane, int tap
 }
 
 // Operands A of products in shared memory, [groups, lanes, 8]: the 16 x 8 numbers value(group, row,
-// column), split, where the lanes read them.
-template <class Value>
-__device__ __forceinline__ void load_operands(int groups, float* to, const Value& value) {
-  for (int n = static_cast<int>(threadIdx.x); n < groups * kWarpSize * 4; n += kThreads) {
-    const int i = n % 4, lane = n / 4 % kWarpSize;
-    const float2 both = value(n / 4 / kWarpSize, lane / 4 + i % 2 * 8, lane % 4 + i / 2 * 4);
-    to[n / 4 * 8 + i] = both.x;
-    to[n / 4 * 8 + 4 + i] = both.y;
+// column), split, where the lanes read them. A thread takes a lane of a group; `first_thread` is
+// the one that begins.
+template <int groups, class Value>
+__device__ __forceinline__ void load_operands(int first_thread, float* to, const Value& value) {
+  static_assert(groups * kWarpSize <= kThreads);
+  const int n = (static_cast<int>(threadIdx.x) + kThreads - first_thread) % kThreads;
+  if (n >= groups * kWarpSize) return;
+  const int lane = n % kWarpSize;
+  float2 both[4];
+  TM_UNROLL
+  for (int i = 0; i < 4; ++i) {
+    both[i] = value(n / kWarpSize, lane / 4 + i % 2 * 8, lane % 4 + i / 2 * 4);
   }
+  float4* const slot = reinterpret_cast<float4*>(to + n * 8);
+  slot[0] = float4{both[0].x, both[1].x, both[2].x, both[3].x};
+  slot[1] = float4{both[0].y, both[1].y, both[2].y, both[3].y};
 }
 
 __device__ __forceinline__ void load_four(const float* from, float* to) {
@@ -210,7 +230,7 @@ struct Taps {
   template <class Part>
   __device__ __forceinline__ void load(const Part& part, const float* weight,
                                        const float* weight_tangent) const {
-    load_operands(kTapGroups<channels>, weights, [&](int group, int plane, int tap) {
+    load_operands<kTapGroups<channels>>(0, weights, [&](int group, int plane, int tap) {
       return weight_of<channels>(part, plane, 8 * group + tap, weight, weight_tangent);
     });
     const int tap = static_cast<int>(threadIdx.x);

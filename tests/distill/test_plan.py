@@ -161,7 +161,9 @@ def test_matches_that_do_not_fit_run_one_after_another(
     monkeypatch.setattr(
         loop_module, "gradients_for", lambda problem, _: Limited(problem.objective, call_again)
     )
-    with pytest.warns(UserWarning, match="memory ran out .*, [32] matches side by side.*continuing"):
+    with pytest.warns(
+        UserWarning, match="memory ran out .*, [32] matches side by side.*continuing"
+    ):
         found = distill(configure(matches=3, out=tmp_path / "three"))
     assert torch.equal(found.images, wanted.images)
 

@@ -441,6 +441,7 @@ std::vector<testing::Case> fused_convolution_cases() {
            BlockCase{{1, 1, 8, 128, 1, 128}, tf32, 128, false},
            BlockCase{{1, 1, 8, 32, 1, 32}, three, 32, false},
            BlockCase{{1, 1, 16, 64, 1, 64}, three, 64, false},
+           BlockCase{{1, 1, 8, 128, 1, 128}, three, 64, false},
            BlockCase{{1, 1, 16, 32, 1, 32}, fp16, 32, true},
            BlockCase{{2, 1, 8, 32, 1, 32}, fp16, 32, false},
        }) {
