@@ -14,6 +14,7 @@
 #include <cstdint>
 
 #include "core/macros.h"
+#include "core/soft_cross_entropy.h"
 
 namespace trajmatch {
 
@@ -70,6 +71,15 @@ struct ClassifierBackward {
   ClassifierWeightGradient<T> weight;
 };
 
+// Computes z or z', and the gradient of the loss in the logits or its tangent, which read it.
+// `Loss` is SoftCrossEntropyBackward or SoftCrossEntropyBackwardTangent; on CUDA, the shares of the
+// tangent of the loss are not added up (`directional` is null).
+template <class T, class Loss>
+struct ClassifierLoss {
+  ClassifierForward<T> classifier;
+  Loss loss;
+};
+
 namespace cpu {
 // Images [begin, end) of the batch.
 template <class T>
@@ -88,6 +98,8 @@ template <class T>
 void launch_classifier_forward(const ClassifierForward<T>& params, Stream stream);
 template <class T>
 void launch_classifier_backward(const ClassifierBackward<T>& params, Stream stream);
+template <class T, class Loss>
+void launch_classifier_loss(const ClassifierLoss<T, Loss>& params, Stream stream);
 }  // namespace cuda
 
 }  // namespace trajmatch

@@ -4,8 +4,7 @@
 // Block tile and thread mapping: cuda/first_layer_tile.cuh. Each block writes partial sums of the
 // results that it shares with other blocks, and cuda/sum_shares.cu or, for images of several
 // squares, cuda/first_layer_squares.cu adds them. Sums within a block and over the squares of a
-// plane are float32 in a fixed order. Sums over images and tiles are float64. Deterministic. No
-// argument may alias another.
+// plane are float32 in a fixed order. Deterministic. No argument may alias another.
 
 #include "cuda/first_layer_backward.cuh"
 

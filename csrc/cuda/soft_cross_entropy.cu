@@ -1,142 +1,34 @@
 // Losses of a student's outputs, their gradients, and the tangents of the gradients (formulas:
 // core/soft_cross_entropy.h).
 //
-// One warp per row, its lanes striding over the classes. A row is read again, from cache, for each
-// of its sums. One more block per trajectory sums the loss and its tangent over the rows. All
-// arithmetic on a row is float64, as on the CPU: in float32, the error of the loss's tangent is up
-// to three times as large. A batch has a few thousand logits: on GPUs with fast float64, this
-// arithmetic takes less time than a launch. On GeForce GPUs, float64 is slow. Deterministic. No
-// argument may alias another.
+// One warp per row (cuda/soft_cross_entropy_row.cuh). The loss and its tangent are summed over the
+// rows by cuda/sum_shares.cu. All arithmetic on a row is float64, as on the CPU: in float32, the
+// error of the loss's tangent is up to three times as large. A batch has a few thousand logits: on
+// GPUs with fast float64, this arithmetic takes less time than a launch. On GeForce GPUs, float64
+// is slow. Deterministic. No argument may alias another.
 //
 // Bytes per logit in float32, with target logits and every output wanted: 8 read forward; 8 read
 // and 8 written backward; 16 read and 8 written for the tangent. At the 4.3 TB/s of an H200 even
 // 1000 rows of 100 classes take only 0.2 to 0.6 microseconds.
 
-#include "core/soft_cross_entropy.h"
-#include "cuda/reduce.cuh"
+#include "core/share_sums.h"
+#include "cuda/soft_cross_entropy_row.cuh"
 
 namespace trajmatch::cuda {
 namespace {
 
+using namespace row_loss;
+
 constexpr int kThreads = 128;
 constexpr int kRowsPerBlock = kThreads / kWarpSize;
-constexpr int kSumThreads = 256;
 // Allows 128 registers per thread. Without this bound the compiler spills a few registers to fit
 // more blocks.
 constexpr int kMinBlocks = 4;
-
-// Calls body(k) for the classes of this lane.
-template <class Body>
-__device__ __forceinline__ void for_each_class(int64_t classes, const Body& body) {
-  TM_NO_UNROLL
-  for (int64_t k = threadIdx.x % kWarpSize; k < classes; k += kWarpSize) body(k);
-}
-
-template <class Body>
-__device__ __forceinline__ double sum_over_classes(int64_t classes, const Body& body) {
-  double sum = 0.0;
-  for_each_class(classes, [&](int64_t k) { sum += body(k); });
-  return warp_sum(sum);
-}
-
-// log(sum(exp(z))) over a row of logits. The largest logit is subtracted so that exp cannot
-// overflow.
-template <class T>
-__device__ __forceinline__ double log_sum_exp(const T* z, int64_t classes) {
-  double largest = z[0];
-  for_each_class(classes, [&](int64_t k) { largest = z[k] > largest ? z[k] : largest; });
-  largest = warp_max(largest);
-  return largest + log(sum_over_classes(classes, [&](int64_t k) { return exp(z[k] - largest); }));
-}
-
-// One row. Every lane of the warp holds the same values.
-template <class T>
-struct Row {
-  __device__ __forceinline__ Row(const SoftCrossEntropyInputs<T>& in, int64_t row)
-      : classes(in.classes),
-        factor(in.scale / static_cast<double>(in.batch) *
-               (in.grad_loss == nullptr ? 1.0 : static_cast<double>(*in.grad_loss))),
-        logits(in.logits + row * in.classes),
-        target(in.target == nullptr ? nullptr : in.target + row * in.classes),
-        index(in.index == nullptr ? 0 : in.index[row]),
-        probabilities(in.probabilities()),
-        logits_sum(log_sum_exp(logits, classes)),
-        target_sum(target == nullptr || probabilities ? 0.0 : log_sum_exp(target, classes)),
-        weight(probabilities ? sum_over_classes(classes, [&](int64_t k) { return target[k]; })
-                             : 1.0) {}
-
-  __device__ __forceinline__ double log_p(int64_t k) const { return logits[k] - logits_sum; }
-  __device__ __forceinline__ double p(int64_t k) const { return exp(log_p(k)); }
-  __device__ __forceinline__ double q(int64_t k) const {
-    if (probabilities) return target[k];
-    if (target != nullptr) return exp(target[k] - target_sum);
-    if (index < 0 || index >= classes) return nan("");
-    return k == index ? 1.0 : 0.0;
-  }
-  // The two parts of the gradient dt_k = -factor chain(k) (log_p(k) - mean_log()). For target
-  // logits, chain is q_k and mean_log is S = <q, log p>. Probabilities are t itself and have no
-  // softmax to differentiate, so chain is 1 and mean_log is 0.
-  __device__ __forceinline__ double chain(int64_t k) const { return probabilities ? 1.0 : q(k); }
-  __device__ __forceinline__ double mean_log() const {
-    return probabilities ? 0.0 : weighted_log();
-  }
-  __device__ __forceinline__ double weighted_log() const {
-    return sum_over_classes(classes, [&](int64_t k) { return q(k) * log_p(k); });
-  }
-
-  int64_t classes;
-  double factor;  // scale * grad_loss / B
-  const T* logits;
-  const T* target;  // or null: `index` is the class
-  int64_t index;
-  bool probabilities;
-  double logits_sum;  // log of the sum of exponentials
-  double target_sum;
-  double weight;  // the sum of q
-};
-
-// Mean squares: one element of z - t. z and t are outputs and targets, or their tangents. Null
-// means 0.
-template <class T>
-__device__ __forceinline__ double difference(const T* z, const T* t, int64_t i) {
-  return (z == nullptr ? 0.0 : static_cast<double>(z[i])) -
-         (t == nullptr ? 0.0 : static_cast<double>(t[i]));
-}
-
-// The factor of the gradient of mean squares: 2 scale grad_loss / (B K).
-template <class T>
-__device__ __forceinline__ double squares_factor(const SoftCrossEntropyInputs<T>& in) {
-  return 2 * in.scale / static_cast<double>(in.batch * in.classes) *
-         (in.grad_loss == nullptr ? 1.0 : static_cast<double>(*in.grad_loss));
-}
-
-// That factor times the sum over a row of (logits - target) (z - t).
-template <class T>
-__device__ __forceinline__ double squares_sum(const SoftCrossEntropyInputs<T>& in, int64_t row,
-                                              const T* z, const T* t) {
-  return squares_factor(in) * sum_over_classes(in.classes, [&](int64_t k) {
-           const int64_t i = row * in.classes + k;
-           return difference(in.logits, in.target, i) * difference(z, t, i);
-         });
-}
-
-template <class T>
-__device__ __forceinline__ void squares_gradients(const SoftCrossEntropyInputs<T>& in, int64_t row,
-                                                  const T* z, const T* t, T* grad_z, T* grad_t) {
-  const double factor = squares_factor(in);
-  for_each_class(in.classes, [&](int64_t k) {
-    const int64_t i = row * in.classes + k;
-    grad_z[i] = static_cast<T>(factor * difference(z, t, i));
-    if (grad_t != nullptr) grad_t[i] = -grad_z[i];
-  });
-}
 
 // The row of this warp. It is too large for warps without a row.
 __device__ __forceinline__ int64_t row_of_warp() {
   return static_cast<int64_t>(blockIdx.x) * kRowsPerBlock + threadIdx.x / kWarpSize;
 }
-
-__device__ __forceinline__ bool first_lane() { return threadIdx.x % kWarpSize == 0; }
 
 template <class T>
 __global__ void __launch_bounds__(kThreads, kMinBlocks)
@@ -153,98 +45,12 @@ __global__ void __launch_bounds__(kThreads, kMinBlocks)
   if (first_lane()) params.row_loss[at] = static_cast<T>(-row.factor * mean_log);
 }
 
-template <class T>
+// `Params` are those of the gradients, or of their tangents.
+template <class Params>
 __global__ void __launch_bounds__(kThreads, kMinBlocks)
-    cross_entropy_backward_kernel(SoftCrossEntropyBackward<T> params) {
+    cross_entropy_gradient_kernel(Params params) {
   const int64_t at = row_of_warp();
-  if (at >= params.in.rows()) return;
-  if (params.in.squares()) {
-    return squares_gradients(params.in, at, params.in.logits, params.in.target, params.grad_logits,
-                             params.grad_target);
-  }
-  const Row<T> row(params.in, at);
-  T* const grad_logits = params.grad_logits + at * row.classes;
-  for_each_class(row.classes, [&](int64_t k) {
-    grad_logits[k] = static_cast<T>(row.factor * (row.weight * row.p(k) - row.q(k)));
-  });
-  if (params.grad_target == nullptr) return;
-  T* const grad_target = params.grad_target + at * row.classes;
-  const double mean_log = row.mean_log();
-  for_each_class(row.classes, [&](int64_t k) {
-    grad_target[k] = static_cast<T>(-row.factor * row.chain(k) * (row.log_p(k) - mean_log));
-  });
-}
-
-template <class T>
-__global__ void __launch_bounds__(kThreads, kMinBlocks)
-    cross_entropy_backward_tangent_kernel(SoftCrossEntropyBackwardTangent<T> params) {
-  const int64_t at = row_of_warp();
-  if (at >= params.in.rows()) return;
-  if (params.in.squares()) {
-    const double along = squares_sum(params.in, at, params.logits_tangent, params.target_tangent);
-    if (first_lane()) params.row_directional[at] = static_cast<T>(along);
-    return squares_gradients(params.in, at, params.logits_tangent, params.target_tangent,
-                             params.grad_logits_tangent, params.grad_target_tangent);
-  }
-  const Row<T> row(params.in, at);
-  const int64_t classes = row.classes;
-  const T* const z =
-      params.logits_tangent == nullptr ? nullptr : params.logits_tangent + at * classes;
-  const T* const t =
-      params.target_tangent == nullptr ? nullptr : params.target_tangent + at * classes;
-
-  // (log p)' = z' - <p, z'> and, for target logits, q' = q (t' - <q, t'>). Probabilities are q = t,
-  // so q' = t'.
-  const double mean_z =
-      z == nullptr ? 0.0 : sum_over_classes(classes, [&](int64_t k) { return row.p(k) * z[k]; });
-  const double sum_t =
-      t == nullptr ? 0.0
-                   : sum_over_classes(classes, [&](int64_t k) { return row.chain(k) * t[k]; });
-  const double mean_t = row.probabilities ? 0.0 : sum_t;
-  const double weight_tangent = row.probabilities ? sum_t : 0.0;
-  const auto log_p_tangent = [&](int64_t k) { return z == nullptr ? 0.0 : z[k] - mean_z; };
-  const auto q_tangent = [&](int64_t k) {
-    return t == nullptr ? 0.0 : row.chain(k) * (t[k] - mean_t);
-  };
-
-  const double mean_log = row.mean_log();
-  const double directional = sum_over_classes(classes, [&](int64_t k) {
-    const double along_z = z == nullptr ? 0.0 : (row.weight * row.p(k) - row.q(k)) * z[k];
-    const double along_t = t == nullptr ? 0.0 : row.chain(k) * (row.log_p(k) - mean_log) * t[k];
-    return along_z - along_t;
-  });
-  if (first_lane()) params.row_directional[at] = static_cast<T>(row.factor * directional);
-
-  T* const grad_logits = params.grad_logits_tangent + at * classes;
-  for_each_class(classes, [&](int64_t k) {
-    const double along_p = row.weight * log_p_tangent(k) + weight_tangent;
-    grad_logits[k] = static_cast<T>(row.factor * (row.p(k) * along_p - q_tangent(k)));
-  });
-  if (params.grad_target_tangent == nullptr) return;
-  T* const grad_target = params.grad_target_tangent + at * classes;
-  if (row.probabilities) {
-    return for_each_class(classes, [&](int64_t k) {
-      grad_target[k] = static_cast<T>(-row.factor * log_p_tangent(k));
-    });
-  }
-  const double mean_log_tangent = sum_over_classes(classes, [&](int64_t k) {
-    return q_tangent(k) * row.log_p(k) + row.q(k) * log_p_tangent(k);
-  });
-  for_each_class(classes, [&](int64_t k) {
-    grad_target[k] =
-        static_cast<T>(-row.factor * (q_tangent(k) * (row.log_p(k) - mean_log) +
-                                      row.q(k) * (log_p_tangent(k) - mean_log_tangent)));
-  });
-}
-
-template <class T>
-__global__ void __launch_bounds__(kSumThreads)
-    sum_rows_kernel(const T* rows, int64_t count, T* sums) {
-  const T* const own = rows + blockIdx.x * count;
-  double total[1] = {0.0};
-  for (int64_t i = threadIdx.x; i < count; i += kSumThreads) total[0] += own[i];
-  block_sum<kSumThreads>(total);
-  if (threadIdx.x == 0) sums[blockIdx.x] = static_cast<T>(total[0]);
+  if (at < params.in.rows()) differentiate(params, at);
 }
 
 template <class T>
@@ -256,8 +62,7 @@ unsigned row_blocks(const SoftCrossEntropyInputs<T>& in) {
 template <class T>
 void launch_sum_rows(const SoftCrossEntropyInputs<T>& in, const T* rows, T* sums, Stream stream) {
   if (sums == nullptr) return;
-  TM_LAUNCH(sum_rows_kernel<T>, grid_size(in.trajectories), kSumThreads, 0, stream, rows, in.batch,
-            sums);
+  launch_sum_shares<T>({{{rows, sums, in.batch, 1, 1, in.batch, 1}}, 1, in.trajectories}, stream);
 }
 
 }  // namespace
@@ -272,15 +77,16 @@ void launch_soft_cross_entropy_forward(const SoftCrossEntropyForward<T>& params,
 template <class T>
 void launch_soft_cross_entropy_backward(const SoftCrossEntropyBackward<T>& params, Stream stream) {
   if (params.in.rows() == 0) return;
-  TM_LAUNCH(cross_entropy_backward_kernel<T>, row_blocks(params.in), kThreads, 0, stream, params);
+  TM_LAUNCH(cross_entropy_gradient_kernel<SoftCrossEntropyBackward<T>>, row_blocks(params.in),
+            kThreads, 0, stream, params);
 }
 
 template <class T>
 void launch_soft_cross_entropy_backward_tangent(const SoftCrossEntropyBackwardTangent<T>& params,
                                                 Stream stream) {
   if (params.in.rows() == 0) return;
-  TM_LAUNCH(cross_entropy_backward_tangent_kernel<T>, row_blocks(params.in), kThreads, 0, stream,
-            params);
+  TM_LAUNCH(cross_entropy_gradient_kernel<SoftCrossEntropyBackwardTangent<T>>,
+            row_blocks(params.in), kThreads, 0, stream, params);
   launch_sum_rows(params.in, params.row_directional, params.directional, stream);
 }
 

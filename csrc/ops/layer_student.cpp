@@ -45,7 +45,8 @@ Tensor LayerStudent<T>::logits(const Tensor& theta, const Tensor& images) {
   call_.theta = theta;
   call_.begin(images, std::nullopt, false);
   begin(layers);
-  forward(layers);
+  for (const auto& layer : layers) layer->forward();
+  run(classifier(), Device(call_.like));
   return call_.logits;
 }
 
@@ -62,7 +63,7 @@ void LayerStudent<T>::gradient(const StudentProblem& problem, const OptionalTens
   call_.wants_image_gradient = grad_images.has_value();
   call_.begin(problem.images, tape, false);
   begin(layers);
-  forward(layers);
+  for (const auto& layer : layers) layer->forward();
   if (statistics) write_statistics(*statistics);
   write_loss(problem, loss, grad_labels);
   backward(layers);
@@ -86,7 +87,9 @@ void LayerStudent<T>::gradient_jvp(const StudentProblem& problem, const StudentT
   call_.begin(problem.images, tape, true);
   call_.values[0].tangent = tangents.images;
   begin(layers);
-  if (!tape) forward(layers);
+  for (const auto& layer : layers) {
+    if (!tape) layer->forward();
+  }
   for (const auto& layer : layers) layer->tangent();
   write_directional(problem, tangents, directional, grad_labels);
   backward(layers);
@@ -101,14 +104,12 @@ void LayerStudent<T>::begin(const Layers& layers) {
 }
 
 template <class T>
-void LayerStudent<T>::forward(const Layers& layers) {
-  for (const auto& layer : layers) layer->forward();
-  run(ClassifierForward<T>{classifier_shape(),
-                           1,
-                           {{read<T>(call_.values.back().data), classifier_weight(call_.theta)}},
-                           read<T>(call_.theta) + network_.classifier_bias.offset,
-                           write<T>(call_.logits)},
-      Device(call_.like));
+ClassifierForward<T> LayerStudent<T>::classifier() {
+  return {classifier_shape(),
+          1,
+          {{read<T>(call_.values.back().data), classifier_weight(call_.theta)}},
+          read<T>(call_.theta) + network_.classifier_bias.offset,
+          write<T>(call_.logits)};
 }
 
 // Starts from the gradient in the logits and, in gradient_jvp, its tangent.
@@ -206,27 +207,29 @@ SoftCrossEntropyInputs<T> LayerStudent<T>::loss_inputs(const StudentProblem& pro
           call_.trajectories};
 }
 
-// Writes the gradient in the logits and, if wanted, the loss and the gradient in the labels.
+// Writes the logits, the gradient in them and, if wanted, the loss and the gradient in the labels.
 template <class T>
 void LayerStudent<T>::write_loss(const StudentProblem& problem, const OptionalTensor& loss,
                                  const OptionalTensor& grad_labels) {
   const Device device(call_.like);
   if (problem.loss == StudentLoss::kSumLogits) {
+    run(classifier(), device);
     fill(call_.grad_logits, 1.0);
     if (loss) write_sums(call_.logits, *loss);
     return;
   }
   const SoftCrossEntropyInputs<T> inputs = loss_inputs(problem);
-  if (loss) {
-    const Tensor each = call_.workspace.contiguous("rows", 0, {call_.images()}, call_.like);
-    run(SoftCrossEntropyForward<T>{inputs, write<T>(each), rows_sum(each, *loss)}, device);
-  }
-  run(SoftCrossEntropyBackward<T>{inputs, write<T>(call_.grad_logits), write<T>(grad_labels)},
+  run(
+      ClassifierLoss<T, SoftCrossEntropyBackward<T>>{
+          classifier(), {inputs, write<T>(call_.grad_logits), write<T>(grad_labels)}},
       device);
+  if (!loss) return;
+  const Tensor each = call_.workspace.contiguous("rows", 0, {call_.images()}, call_.like);
+  run(SoftCrossEntropyForward<T>{inputs, write<T>(each), rows_sum(each, *loss)}, device);
 }
 
 // Writes the tangents of the logits, of the loss, and of the gradients in the logits and the
-// labels. Writes the gradient in the logits too if it is not on a tape.
+// labels. Writes the logits and the gradient in them too if they are not on a tape.
 template <class T>
 void LayerStudent<T>::write_directional(const StudentProblem& problem,
                                         const StudentTangents& tangents, const Tensor& directional,
@@ -245,8 +248,8 @@ void LayerStudent<T>::write_directional(const StudentProblem& problem,
                                          classifier_weight(*tangents.theta)};
     of_logits.bias = read<T>(*tangents.theta) + network_.classifier_bias.offset;
   }
-  run(of_logits, device);
   if (problem.loss == StudentLoss::kSumLogits) {
+    run(of_logits, device);
     if (!call_.has_tape) fill(call_.grad_logits, 1.0);
     torch::stable::zero_(grad_logits_tangent_);
     write_sums(logits_tangent_, directional);
@@ -255,11 +258,16 @@ void LayerStudent<T>::write_directional(const StudentProblem& problem,
   const SoftCrossEntropyInputs<T> inputs = loss_inputs(problem);
   const Tensor each = call_.workspace.contiguous("rows", 0, {call_.images()}, call_.like);
   if (!call_.has_tape) {
-    run(SoftCrossEntropyBackward<T>{inputs, write<T>(call_.grad_logits), nullptr}, device);
+    run(
+        ClassifierLoss<T, SoftCrossEntropyBackward<T>>{
+            classifier(), {inputs, write<T>(call_.grad_logits), nullptr}},
+        device);
   }
-  run(SoftCrossEntropyBackwardTangent<T>{inputs, read<T>(logits_tangent_), read<T>(tangents.labels),
-                                         write<T>(each), rows_sum(each, directional),
-                                         write<T>(grad_logits_tangent_), write<T>(grad_labels)},
+  run(
+      ClassifierLoss<T, SoftCrossEntropyBackwardTangent<T>>{
+          of_logits,
+          {inputs, read<T>(logits_tangent_), read<T>(tangents.labels), write<T>(each),
+           rows_sum(each, directional), write<T>(grad_logits_tangent_), write<T>(grad_labels)}},
       device);
 }
 

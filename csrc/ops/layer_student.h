@@ -42,8 +42,8 @@ class LayerStudent {
   using Layers = std::vector<std::unique_ptr<Layer>>;
 
   void begin(const Layers& layers);
-  // Runs all layers and the classifier forward.
-  void forward(const Layers& layers);
+  // The last operation of the forward pass, which writes the logits.
+  ClassifierForward<T> classifier();
   void backward(const Layers& layers);
   void write_loss(const StudentProblem& problem, const OptionalTensor& loss,
                   const OptionalTensor& grad_labels);

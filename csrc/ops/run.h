@@ -188,6 +188,13 @@ void run(const ClassifierForward<T>& params, const Device& device) {
               [&](int64_t b, int64_t e) { cpu::classifier_forward(params, b, e); });
 }
 
+template <class T, class Loss>
+void run(const ClassifierLoss<T, Loss>& params, const Device& device) {
+  TM_ON_CUDA(launch_classifier_loss)
+  run(params.classifier, device);
+  run(params.loss, device);
+}
+
 template <class T>
 void run(const ClassifierBackward<T>& params, const Device& device) {
   TM_ON_CUDA(launch_classifier_backward)

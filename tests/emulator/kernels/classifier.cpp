@@ -144,6 +144,58 @@ struct Backward {
   }
 };
 
+// Logits and loss, and the tangents of both, in launches of both or of each.
+struct WithLoss {
+  const Problem& problem;
+  bool together;
+
+  template <class T>
+  Outputs<T> run(Backend) const {
+    using Gradient = trajmatch::SoftCrossEntropyBackward<T>;
+    using Tangent = trajmatch::SoftCrossEntropyBackwardTangent<T>;
+    const ClassifierShape& shape = problem.shape;
+    const int64_t images = problem.images(), count = images * shape.classes;
+    const Input<T> f[2] = {{problem.features[0]}, {problem.features[1]}};
+    const Input<T> w[2] = {{problem.weight[0]}, {problem.weight[1]}};
+    const Input<T> bias(problem.bias);
+    const std::vector<int64_t> labels = Random(7).indices(images, shape.classes);
+    Outputs<T> out;
+    T* const logits = out.add("logits", count);
+    T* const along = out.add("logits_tangent", count);
+    const trajmatch::SoftCrossEntropyInputs<T> in{
+        shape.batch,   shape.classes, 1.0, nullptr,           logits,
+        labels.data(), nullptr,       {},  shape.trajectories};
+    const trajmatch::ClassifierForward<T> values{
+        shape, 1, {{f[0].get(), w[0].get()}}, bias.get(), logits};
+    const trajmatch::ClassifierForward<T> tangents{
+        shape, 2, {{f[1].get(), w[0].get()}, {f[0].get(), w[1].get()}}, bias.get(), along};
+    const Gradient gradient{in, out.add("grad_logits", count), nullptr};
+    T* const rows = out.add("rows", images);
+    const Tangent tangent{
+        in, along, nullptr, rows, nullptr, out.add("grad_logits_tangent", count), nullptr};
+    if (together) {
+      trajmatch::cuda::launch_classifier_loss<T, Gradient>({values, gradient}, test_stream());
+      trajmatch::cuda::launch_classifier_loss<T, Tangent>({tangents, tangent}, test_stream());
+    } else {
+      trajmatch::cuda::launch_classifier_forward(values, test_stream());
+      trajmatch::cuda::launch_classifier_forward(tangents, test_stream());
+      trajmatch::cuda::launch_soft_cross_entropy_backward(gradient, test_stream());
+      trajmatch::cuda::launch_soft_cross_entropy_backward_tangent(tangent, test_stream());
+    }
+    return out;
+  }
+};
+
+template <class T>
+void check_with_loss(const Problem& problem) {
+  const Outputs<T> one = run_under_schedules<T>(WithLoss{problem, true});
+  const Outputs<T> two = run_under_schedules<T>(WithLoss{problem, false});
+  for (size_t i = 0; i < one.tensors().size(); ++i) {
+    const auto& [name, values] = one.tensors()[i];
+    testing::expect(same_bits(values, two.tensors()[i].second), name + " differs");
+  }
+}
+
 }  // namespace
 
 std::vector<testing::Case> classifier_cases() {
@@ -166,6 +218,15 @@ std::vector<testing::Case> classifier_cases() {
                          check(Backward{problem, terms});
                        }});
     }
+  }
+  for (const ClassifierShape& shape : std::vector<ClassifierShape>{
+           {3, 2, 4, 4}, {2, 10, 16, 4, 3}, {2, 16, 4, 4}, {2, 17, 4, 4}}) {
+    cases.push_back(
+        {"classifier and loss of " + std::to_string(shape.classes) + " classes", [shape] {
+           const Problem problem(shape, 2);
+           check_with_loss<float>(problem);
+           check_with_loss<double>(problem);
+         }});
   }
   return cases;
 }
