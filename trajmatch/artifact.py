@@ -367,8 +367,7 @@ def assemble(
     spec = metadata.get("parametrisation")
     # Version 3 files hold parameters in place of images.
     wanted = {"labels"} if metadata["format_version"] > 2 else {"images", "labels", "pixels"}
-    missing = [*(wanted - tensors.keys()), *({*names} - metadata.keys())]
-    if missing:
+    if missing := [*(wanted - tensors.keys()), *({*names} - metadata.keys())]:
         raise UserError(f"{path} is damaged: it has no {missing[0]!r}")
     parameters = files.under(_PARAMETER, tensors)
     keeps_rendered = "images" in tensors

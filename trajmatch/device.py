@@ -27,8 +27,7 @@ def usable_device(name: str) -> str:
         return automatic_device()[0]
     if name == "cpu":
         return name
-    number = re.fullmatch(r"cuda(?::(\d{1,4}))?", name)
-    if number is None:
+    if (number := re.fullmatch(r"cuda(?::(\d{1,4}))?", name)) is None:
         raise UserError(
             f"--device should be auto, cpu, cuda or cuda:N, but is {name!r}; available: "
             f"{_devices()}"
@@ -49,8 +48,7 @@ def automatic_device() -> tuple[str, str]:
     if named != "auto":
         with as_user_error("TRAJMATCH_DEVICE: "):
             return usable_device(named), ""
-    fault = cuda_fault()
-    if fault is not None:
+    if (fault := cuda_fault()) is not None:
         return "cpu", fault.why
     # The processes of torchrun use GPUs only if the machine has one for each process.
     processes, gpus = int(os.environ.get("LOCAL_WORLD_SIZE", "1")), torch.cuda.device_count()
@@ -77,8 +75,7 @@ def cuda_fault(index: int | None = None) -> Fault | None:
         )
     if index is not None and index >= gpus:
         return Fault(f"there is no cuda:{index}", f"Available: {_devices()}")
-    missing = missing_kernels()
-    if missing is not None:
+    if (missing := missing_kernels()) is not None:
         return missing
     try:
         torch.cuda.init()

@@ -282,8 +282,7 @@ def flush(path: Path) -> None:
 
 def _metadata(path: PathLike, handle: safe_open) -> tuple[dict[str, Any], dict[str, str] | None]:
     """Return the verified metadata, and the checksums (None if an old file has none)."""
-    text = (handle.metadata() or {}).get(METADATA_KEY)
-    if text is None:
+    if (text := (handle.metadata() or {}).get(METADATA_KEY)) is None:
         raise UserError(f"{path} is a safetensors file, but not one that trajmatch wrote")
     metadata = _from_json(path, text.encode())
     if CHECKSUM not in metadata:

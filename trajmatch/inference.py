@@ -21,8 +21,7 @@ def forward_of(model: nn.Module) -> Callable[[Tensor], Tensor]:
     If the engine runs the network, the function uses copies of the current parameters and has no
     derivative. Images need the dtype and device of the parameters.
     """
-    description = networks.engine_description(model, precise=True)
-    if description is None:
+    if (description := networks.engine_description(model, precise=True)) is None:
         return model
     theta = networks.flat_parameters(model)
     return lambda images: operators.student_logits(theta, images, description)

@@ -130,8 +130,7 @@ def released() -> Iterator[None]:
 
 def check() -> None:
     """Raise :class:`Interrupted` if a signal is pending or the time is up."""
-    stop = wish()
-    if stop is not None:
+    if (stop := wish()) is not None:
         raise stop
 
 

@@ -38,8 +38,7 @@ def locked(path: Path, *, inside: bool = False) -> Iterator[None]:
     whole = path.absolute()  # the path "." has no name
     file = whole / ".lock" if inside else whole.with_name(f".{whole.name}.lock")
     files.check_writable(file.parent)
-    descriptor = _acquire(file, path)
-    if descriptor is None:
+    if (descriptor := _acquire(file, path)) is None:
         yield
         return
     _held.add(descriptor)

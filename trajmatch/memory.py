@@ -110,28 +110,30 @@ def release(device: "torch.device") -> None:
         torch.cuda.empty_cache()
 
 
-def in_halves(
-    train: Callable[[Sequence[S]], T], group: Sequence[S], device: "torch.device", what: str
+def in_groups(
+    train: Callable[[Sequence[S]], T],
+    members: Sequence[S],
+    at_once: int,
+    device: "torch.device",
+    what: str,
 ) -> Iterator[tuple[Sequence[S], T]]:
-    """Yield a group with its result or, if memory runs out, each half of it with its own.
+    """Yield groups of at most ``at_once`` members and their results; fewer if memory runs out.
 
     ``train`` computes the result of a group, and must allow a second call after a failed one.
     """
-    if len(group) == 1:
-        yield group, train(group)
-        return
-    found, reason = attempt(partial(train, group))
-    if found is not None:
+    while members:
+        group = members[:at_once]
+        found, reason = attempt(partial(train, group)) if len(group) > 1 else (train(group), "")
+        if found is None:
+            release(device)
+            at_once = (len(group) + 1) // 2
+            warn(
+                f"memory ran out for {len(group)} {what} side by side; continuing with {at_once} "
+                f"at a time, which is slower ({reason.splitlines()[0].split('. ')[0]})"
+            )
+            continue
         yield group, found
-        return
-    release(device)
-    half = (len(group) + 1) // 2
-    warn(
-        f"memory ran out ({reason}) for {len(group)} {what} side by side; continuing with {half} "
-        "at a time, which is slower"
-    )
-    for part in (group[:half], group[half:]):
-        yield from in_halves(train, part, device, what)
+        members = members[len(group) :]
 
 
 def resident_memory() -> int:

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from trajmatch import networks, ops
 from trajmatch.data.dsa import DSA
 from trajmatch.inference import check_answered, measured
-from trajmatch.memory import in_halves
+from trajmatch.memory import in_groups
 from trajmatch.networks.flat import decayed
 from trajmatch.protocol import Protocol
 from trajmatch.random import derive_seed, generator
@@ -128,7 +128,7 @@ def train_networks(
             at_once = _PIXELS // max(1, first[0][:, 0].numel())
         group = [first, *itertools.islice(sets, max(0, at_once - 1))]
         train = partial(_side_by_side, model.to(device), protocol, tests, on_epoch)
-        for _, outcomes in in_halves(train, group, device, "networks"):
+        for _, outcomes in in_groups(train, group, len(group), device, "networks"):
             yield from outcomes
 
 

@@ -141,7 +141,7 @@ class _Cell(NamedTuple):
         return [*(f"{loss:.3f}" for loss in losses), f"{step_size:.2g}"]
 
     def minutes(self, seconds: Mapping[str, float], piece: str) -> str:
-        """Of a run, from the seconds of all of them."""
+        """Return the minutes of a run, the mean over all runs."""
         return f"{seconds[piece] / 60 / self.wanted:.0f}" if self.is_complete else "-"
 
 

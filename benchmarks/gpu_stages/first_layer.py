@@ -26,7 +26,7 @@ def run(settings: Settings, record: Record) -> None:
         raise NotRun("the first layer has kernels of its own on CUDA alone")
     for batch, size in ((2, 32), (1, 64)) if settings.quick else CASES:
         case = f"batch {batch}, {size} pixels"
-        # Four passes, of two kernels where a plane has several squares, whose gradients are added.
+        # Four passes. With several squares, each has two kernels; one more adds up the gradient.
         expected = 4 if size == 32 else 9
         found = {blocks: times(settings.device, batch, size, blocks) for blocks in BLOCKS}
         rows = [row for row in found["first"] if NAME in row["name"]]

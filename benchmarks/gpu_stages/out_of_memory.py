@@ -15,8 +15,7 @@ from bench.variants import trajmatch
 
 from gpu_stages.settings import Record, Settings
 from trajmatch import ops
-from trajmatch.distill.memory_plan import release
-from trajmatch.memory import is_out_of_memory
+from trajmatch.memory import is_out_of_memory, release
 
 #: Sizes whose kept activations are far larger than all else.
 SIZE = Size(128, 100, 80)

@@ -14,7 +14,6 @@
 #include <cstdint>
 
 #include "core/macros.h"
-#include "core/soft_cross_entropy.h"
 
 namespace trajmatch {
 
@@ -71,9 +70,9 @@ struct ClassifierBackward {
   ClassifierWeightGradient<T> weight;
 };
 
-// Computes z or z', and the gradient of the loss in the logits or its tangent, which read it.
-// `Loss` is SoftCrossEntropyBackward or SoftCrossEntropyBackwardTangent; on CUDA, the shares of the
-// tangent of the loss are not added up (`directional` is null).
+// Computes z, then the gradient of the loss in z; or z', then the tangent of that gradient. `Loss`
+// is SoftCrossEntropyBackward or SoftCrossEntropyBackwardTangent (core/soft_cross_entropy.h). On
+// CUDA, the shares of the tangent of the loss are not added up: `directional` is null.
 template <class T, class Loss>
 struct ClassifierLoss {
   ClassifierForward<T> classifier;

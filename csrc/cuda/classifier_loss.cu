@@ -2,9 +2,9 @@
 // both (formulas: core/classifier.h, core/soft_cross_entropy.h).
 //
 // A block takes an image and computes its logits, kClasses at the same time. Then one warp
-// differentiates the loss of the row. Saves a launch. With many classes, blocks that take a few
-// classes each are faster, and the loss has a launch of its own. Deterministic. No argument may
-// alias another.
+// differentiates the loss of the row. With many classes, blocks that take a few classes each are
+// faster, and the loss has a launch of its own. Deterministic. No argument may alias another, but
+// the loss reads what the classifier writes.
 
 #include "cuda/classifier_logits.cuh"
 #include "cuda/soft_cross_entropy_row.cuh"

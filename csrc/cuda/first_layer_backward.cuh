@@ -24,7 +24,8 @@ struct BackwardMemory {
   static constexpr size_t kBytes =
       (Taps<channels>::kSize + kImageWeights + kWork + kImage<channels>)*sizeof(float);
   // With the sums over planes, which lie in static memory, it fits GPUs with 99 KB for a block.
-  static_assert(kBytes + 4 * 8 * kWarps * sizeof(float) <= 99 * 1024);
+  static constexpr size_t kSums = PlaneSums<4, PartOf<false, launch>>::kSize * sizeof(float);
+  static_assert(kBytes + kSums <= 99 * 1024);
 
   __device__ __forceinline__ explicit BackwardMemory(float* memory)
       : taps(memory),

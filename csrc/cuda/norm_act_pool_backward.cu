@@ -4,7 +4,7 @@
 // Block and thread mapping: cuda/norm_act_pool_tiling.cuh. The kernel first sums dz and dz xh for
 // each channel. These sums are the image's part of the gradients of bias and weight. Multiplied by
 // weight they also give the group's means, from which dx follows. A thread adds its own pixels in
-// the dtype of the activations, compensated in the general kernel. All other sums are float64.
+// the dtype of the activations, compensated in the general kernel. All its other sums are float64.
 // cuda/sum_shares.cu adds the gradients over the images. Deterministic. No argument may alias
 // another.
 //

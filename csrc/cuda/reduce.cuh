@@ -54,7 +54,7 @@ __device__ __forceinline__ T warp_max(T value) {
 }
 
 // Sums kCount values over a block of kThreads threads (a multiple of 32). Thread 0 gets the result.
-// A kernel may call it only once, because no barrier protects the shared memory for a second use.
+// A second call needs a barrier before it: both use the same shared memory.
 template <int kThreads, int kCount>
 __device__ __forceinline__ void block_sum(double (&values)[kCount]) {
   constexpr int kWarps = kThreads / kWarpSize;

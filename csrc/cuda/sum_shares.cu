@@ -3,7 +3,8 @@
 // A block takes 32 elements of one sum: 32 lanes on neighbouring elements times 8 rows of threads.
 // Each row adds every eighth share, then the 8 row sums are added in order. If there are few
 // shares, a thread takes an element, and the block 256 of them. The sum of a thread is compensated
-// (LongSum), that of the rows is float64. Every sum has as many blocks as it needs. Deterministic.
+// in float32 (LongSum), that of the rows is float64. Every sum has as many blocks as it needs.
+// Deterministic.
 //
 // Bytes per element in float32: 4 read for every share, 4 written.
 

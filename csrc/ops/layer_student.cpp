@@ -87,8 +87,8 @@ void LayerStudent<T>::gradient_jvp(const StudentProblem& problem, const StudentT
   call_.begin(problem.images, tape, true);
   call_.values[0].tangent = tangents.images;
   begin(layers);
-  for (const auto& layer : layers) {
-    if (!tape) layer->forward();
+  if (!tape) {
+    for (const auto& layer : layers) layer->forward();
   }
   for (const auto& layer : layers) layer->tangent();
   write_directional(problem, tangents, directional, grad_labels);
@@ -120,33 +120,33 @@ void LayerStudent<T>::backward(const Layers& layers) {
   const size_t value = call_.values.size() - 1;
   const T* const grad = read<T>(call_.grad_logits);
   const T* const weight = classifier_weight(call_.theta);
-  ClassifierBackward<T> classifier{{},
-                                   0,
-                                   {shape,
-                                    1,
-                                    {{grad, read<T>(features.data)}},
-                                    write<T>(call_.grad_theta) + network_.classifier_weight.offset,
-                                    write<T>(call_.grad_theta) + network_.classifier_bias.offset}};
+  ClassifierBackward<T> both{{},
+                             0,
+                             {shape,
+                              1,
+                              {{grad, read<T>(features.data)}},
+                              write<T>(call_.grad_theta) + network_.classifier_weight.offset,
+                              write<T>(call_.grad_theta) + network_.classifier_bias.offset}};
   OptionalTensor of_features, of_features_tangent;
   // A tape already holds the gradient in the features.
   if (!(call_.is_jvp && call_.has_tape)) {
     of_features = call_.grad_place(value);
-    classifier.input[classifier.inputs++] = {shape, 1, {{grad, weight}}, write<T>(of_features)};
+    both.input[both.inputs++] = {shape, 1, {{grad, weight}}, write<T>(of_features)};
   }
   if (call_.is_jvp) {
     const T* const grad_tangent = read<T>(grad_logits_tangent_);
     // The first term also gives the gradient of the bias, so it must be the one with the tangent.
-    classifier.weight.terms = 2;
-    classifier.weight.term[0] = {grad_tangent, read<T>(features.data)};
-    classifier.weight.term[1] = {grad, read<T>(features.tangent)};
+    both.weight.terms = 2;
+    both.weight.term[0] = {grad_tangent, read<T>(features.data)};
+    both.weight.term[1] = {grad, read<T>(features.tangent)};
     of_features_tangent = call_.grad_tangent_place(value);
-    ClassifierInputGradient<T>& through = classifier.input[classifier.inputs++];
+    ClassifierInputGradient<T>& through = both.input[both.inputs++];
     through = {shape, 1, {{grad_tangent, weight}}, write<T>(of_features_tangent)};
     if (call_.theta_tangent) {
       through.term[through.terms++] = {grad, classifier_weight(*call_.theta_tangent)};
     }
   }
-  run(classifier, Device(call_.like));
+  run(both, Device(call_.like));
   if (of_features) call_.add_grad(value, *of_features);
   if (of_features_tangent) call_.add_grad_tangent(value, *of_features_tangent);
   for (size_t i = layers.size(); i-- > 0;) layers[i]->backward();
@@ -229,7 +229,8 @@ void LayerStudent<T>::write_loss(const StudentProblem& problem, const OptionalTe
 }
 
 // Writes the tangents of the logits, of the loss, and of the gradients in the logits and the
-// labels. Writes the logits and the gradient in them too if they are not on a tape.
+// labels. Writes the gradient in the logits too, and the logits if the loss
+// needs them, unless they are on a tape.
 template <class T>
 void LayerStudent<T>::write_directional(const StudentProblem& problem,
                                         const StudentTangents& tangents, const Tensor& directional,

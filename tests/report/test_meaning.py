@@ -174,6 +174,12 @@ def test_a_run_of_a_recipe_deviates_in_nothing(own: Recipe, distilled: Artifact)
     open_ = {name: value for name, value in own.distill.items() if name != "max_start_epoch"}
     (found,) = deviations(dataclasses.replace(own, distill=open_), distilled)
     assert found == Deviation("distill.max_start_epoch", 3, 2)  # as the run would make it out
+    made = {**distilled.recipe, "optimiser_img": "adam", "clip_img": 1.0, "lr_lr": 0.0}
+    assert [each[1:] for each in deviations(own, dataclasses.replace(distilled, recipe=made))] == [
+        ("sgd", "adam"),
+        (None, 1.0),
+        (1e-5, 0.0),
+    ]
 
 
 @pytest.mark.parametrize(
@@ -191,6 +197,9 @@ def test_a_run_of_a_recipe_deviates_in_nothing(own: Recipe, distilled: Artifact)
         ("distill", "labels", "soft", "hard"),
         ("distill", "terms", ("final", "intermediate"), ["final"]),
         ("distill", "lr_init", 0.5, 0.02),
+        ("distill", "optimiser_img", "adam", "sgd"),
+        ("distill", "clip_img", 2.0, None),
+        ("distill", "lr_lr", 0.0, 1e-5),
         ("distill", "dsa", "flip", "color_crop_cutout_flip_scale_rotate"),
         ("distill", "max_start_epoch", 1, 2),
         ("evaluate", "seeds", 5, 2),

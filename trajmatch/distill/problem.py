@@ -24,7 +24,7 @@ from trajmatch.experts.config import NetworkSettings
 from trajmatch.experts.final import FinalExperts, soft_labels
 from trajmatch.experts.scores import Scores, path_beside, read_scores
 from trajmatch.images import find_parametrisation, is_built_in
-from trajmatch.images.parametrisation import Tensors, joined
+from trajmatch.images.parametrisation import Parametrisation, Tensors, joined
 from trajmatch.importing import blamed, expect_kind, named
 from trajmatch.random import generator
 from trajmatch.schema import settings_of
@@ -61,9 +61,8 @@ class Problem(Setup):
     def identity(self) -> dict[str, Any]:
         """Settings that determine the result; to resume, all but ``iterations`` must be equal."""
         # Defaults are resolved, so that an explicit default compares equal.
-        rule = self.image_optimiser
-        kind: dict[str, Any] = {"optimiser_img": type(rule).__name__.lower(), "lr_img": rule.lr}
-        settings = {**settings_of(self.config, DistillSettings), **kind, "clip_img": rule.clip}
+        own = resolved(self.config, self.objective, self.parametrisation)
+        settings = {**settings_of(self.config, DistillSettings), **own}
         for name in self.config.foreign:
             del settings[name]
         identity = {
@@ -71,7 +70,6 @@ class Problem(Setup):
             **{k: v for k, v in settings.items() if (k, v) not in SINCE_0_1},
             "dsa": self.dsa.spec,
             "lr_init": self.lr_init,
-            "lr_lr": self.step_size_optimiser.lr,
             "seed": self.config.seed,
         }
         if self.experts is None:
@@ -95,6 +93,11 @@ class Problem(Setup):
         if self.config.init == "difficulty":
             identity["scores"] = self.scores.fingerprint
         return identity
+
+    @cached_property
+    def optimisers(self) -> tuple[outer.Optimiser, outer.Optimiser]:
+        """Optimisers of the images' parameters and of the step size."""
+        return optimisers(self.config, self.objective, self.parametrisation)
 
     @cached_property
     def scores(self) -> Scores:
@@ -205,7 +208,7 @@ class Problem(Setup):
         """Return an outer parameter with its configured optimiser."""
         config = self.config
         if name == STEP_SIZE:
-            return outer.OuterParameter.new(value.cpu(), self.step_size_optimiser)
+            return outer.OuterParameter.new(value.cpu(), self.optimisers[1])
         value = value.to(self.device)
         # Constants: labels of --labels hard, and what belongs to the objective (memory, mask).
         given = config.labels == "hard" if name == LABELS else not of_images({name: value})
@@ -217,34 +220,7 @@ class Problem(Setup):
         free = None
         if config.freeze:
             free = free_rows(config.images, value, self.dataset.num_classes, config.freeze)
-        return outer.OuterParameter.new(value, self.image_optimiser, free)
-
-    @property
-    def step_size_optimiser(self) -> outer.SGD:
-        """Optimiser of the student's step size."""
-        lr = self.config.lr_lr
-        return outer.SGD(
-            lr=self.objective.lr_lr if lr is None else lr,
-            momentum=self.config.momentum_lr,
-            flag="--lr-lr",
-            positive=True,
-            multiplicative=self.config.lr_param == "exp",
-        )
-
-    @property
-    def image_optimiser(self) -> outer.Optimiser:
-        """Optimiser of the images' parameters."""
-        # First the flag decides, then the objective, then the parametrisation.
-        config, own = self.config, self.parametrisation
-        name = config.optimiser_img or self.objective.optimiser or own.optimiser
-        lr = config.lr_img
-        # The parametrisation's learning rate is meant for its own optimiser only.
-        if lr is None:
-            lr = own.lr if name == own.optimiser else {"sgd": 100.0, "adam": 0.001}[name]
-        clip = self.objective.clip if config.clip_img is None else config.clip_img
-        if name == "adam":
-            return outer.Adam(lr=lr, flag="--lr-img", clip=clip)
-        return outer.SGD(lr=lr, momentum=config.momentum_img, flag="--lr-img", clip=clip)
+        return outer.OuterParameter.new(value, self.optimisers[0], free)
 
     def render(self, values: Tensors) -> SyntheticSet:
         """Render the synthetic set from outer parameters, without gradients."""
@@ -287,6 +263,40 @@ class Problem(Setup):
             parameters={} if pixels else parameters,
             keeps_rendered=rendered,
         )
+
+
+def optimisers(
+    settings: DistillSettings, objective: Objective | type[Objective], own: Parametrisation
+) -> tuple[outer.Optimiser, outer.Optimiser]:
+    """Return the optimisers of the images' parameters and of the step size."""
+    step_size = outer.SGD(
+        lr=objective.lr_lr if settings.lr_lr is None else settings.lr_lr,
+        momentum=settings.momentum_lr,
+        flag="--lr-lr",
+        positive=True,
+        multiplicative=settings.lr_param == "exp",
+    )
+    # First the setting decides, then the objective, then the parametrisation.
+    name = settings.optimiser_img or objective.optimiser or own.optimiser
+    lr = settings.lr_img
+    # The parametrisation's learning rate is meant for its own optimiser only.
+    if lr is None:
+        lr = own.lr if name == own.optimiser else {"sgd": 100.0, "adam": 0.001}[name]
+    clip = objective.clip if settings.clip_img is None else settings.clip_img
+    if name == "adam":
+        return outer.Adam(lr=lr, flag="--lr-img", clip=clip), step_size
+    momentum = settings.momentum_img
+    return outer.SGD(lr=lr, momentum=momentum, flag="--lr-img", clip=clip), step_size
+
+
+def resolved(
+    settings: DistillSettings, objective: Objective | type[Objective], own: Parametrisation
+) -> dict[str, Any]:
+    """Return the settings of the optimisers, with the defaults of a run filled in."""
+    images, step_size = optimisers(settings, objective, own)
+    name = type(images).__name__.lower()
+    rule = {"optimiser_img": name, "lr_img": images.lr, "clip_img": images.clip}
+    return {**rule, "lr_lr": step_size.lr}
 
 
 def prepare(config: DistillConfig) -> Problem:

@@ -130,8 +130,7 @@ def pull(config: PullConfig) -> Path:
 
 def _parts(address: str) -> tuple[str, str | None]:
     """Split ``hf:USER/REPOSITORY[/PATH]`` into repository and path."""
-    match = _ADDRESS.fullmatch(address)
-    if match is None:
+    if (match := _ADDRESS.fullmatch(address)) is None:
         raise UserError(
             "an address on the hub should be hf:USER/REPOSITORY or hf:USER/REPOSITORY/NAME, with "
             f"letters, digits, spaces and . _ + - in each name, but is {address!r}"

@@ -72,8 +72,7 @@ def train_experts(
             space = check_disk_space(config.out, manifest, config.num_experts)
             transform = zca.fit(training.train_images) if config.zca else None
             store = Store.create(config.out, manifest, transform)
-        missing = store.missing()
-        if missing:
+        if missing := store.missing():
             announce(space)
         return missing
 

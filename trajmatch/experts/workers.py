@@ -18,7 +18,7 @@ from trajmatch.experts.epoch import Curriculum
 from trajmatch.experts.scores import read_scores
 from trajmatch.experts.store import Store
 from trajmatch.experts.trajectory import OnEpoch, Trajectory, train_lockstep
-from trajmatch.memory import in_halves, keep_freed_memory, one_thread
+from trajmatch.memory import in_groups, keep_freed_memory, one_thread
 
 
 def work(
@@ -39,30 +39,27 @@ def work(
     with one_thread(), interruption.held():
 
         def train(group: Sequence[int]) -> list[Trajectory]:
-            # Each group has its own, so that the time to the next checkpoint counts from its start.
+            # Each group has its own Checkpoints, so that their time counts from its start.
             checkpoints = Checkpoints(store, config.checkpoint_seconds)
             options = config.device, on_epoch, checkpoints, config.test_every, curriculum
             return train_lockstep(store.manifest, training, group, *options)
 
+        device = torch.device(config.device)
         # These Checkpoints only read progress.
-        for every in _groups(Checkpoints(store, math.inf), experts, at_once):
-            for group, trained in in_halves(train, every, torch.device(config.device), "experts"):
+        for there in _by_progress(Checkpoints(store, math.inf), experts):
+            for group, trained in in_groups(train, there, at_once, device, "experts"):
                 for expert, trajectory in zip(group, trained, strict=True):
                     # In this order, a kill between the two lines loses nothing.
                     store.write_expert(expert, *trajectory)
                     store.checkpoint_path(expert).unlink(missing_ok=True)
 
 
-def _groups(
-    checkpoints: Checkpoints, experts: Sequence[int], at_once: int
-) -> Iterator[Sequence[int]]:
-    """Yield groups of at most ``at_once`` experts with equal progress, the most advanced first."""
+def _by_progress(checkpoints: Checkpoints, experts: Sequence[int]) -> Iterator[Sequence[int]]:
+    """Yield the experts with equal progress, the most advanced first."""
     # Equal progress, because the experts of a group take every step together.
     places = {expert: checkpoints.place(expert) for expert in experts}
     for place in sorted({*places.values()}, reverse=True):
-        there = [expert for expert in experts if places[expert] == place]
-        for first in range(0, len(there), at_once):
-            yield there[first : first + at_once]
+        yield [expert for expert in experts if places[expert] == place]
 
 
 def work_together(

@@ -243,8 +243,7 @@ def _innermost(
         if _is_leaf(module) or not name.startswith(f"{outside}." if outside else ""):
             continue
         # This module is inside the one found so far; if it fails too, it is closer to the cause.
-        reason = obstacle(module, *calls[name])
-        if reason is not None:
+        if (reason := obstacle(module, *calls[name])) is not None:
             found = {name: reason}
         elif not name:
             break

@@ -345,8 +345,7 @@ def tape_bytes(
     """
     expect = Expect("tape_bytes")
     batch_sizes = expect.counts("batch_sizes", batch_sizes)
-    network = engine_description(expect.module(model), precise)
-    if network is None:
+    if (network := engine_description(expect.module(model), precise)) is None:
         return 0
     double, cuda = dtype == torch.float64, torch.device(device).type == "cuda"
     # With practically unlimited memory, every step has a tape.

@@ -6,15 +6,16 @@ from typing import Any, NamedTuple
 from trajmatch.artifact import Artifact
 from trajmatch.data.dsa import DSA
 from trajmatch.distill.config import DistillSettings
-from trajmatch.distill.problem import SINCE_0_1
+from trajmatch.distill.objectives import Objective
+from trajmatch.distill.objectives.match_trajectory import MatchTrajectory
+from trajmatch.distill.objectives.train_and_test import TrainAndTest
+from trajmatch.distill.problem import SINCE_0_1, resolved
 from trajmatch.distill.setup import default_lr_init
 from trajmatch.evaluate.config import EvalSettings
 from trajmatch.experts.config import ExpertSettings, kept_epochs
+from trajmatch.images import find_parametrisation, is_built_in
 from trajmatch.recipes.recipe import Recipe
 from trajmatch.schema import settings_of
-
-#: Settings that the run derives if the recipe leaves them out.
-DERIVED = ("optimiser_img", "lr_img", "clip_img", "lr_lr")
 
 
 class Deviation(NamedTuple):
@@ -36,6 +37,7 @@ def deviations(recipe: Recipe, distilled: Artifact) -> list[Deviation]:
         # Fill in the values that a run derives for settings missing in the recipe.
         "distill": {
             **settings_of(distill, DistillSettings),
+            **_optimisers(distill),
             "dsa": dsa if distill.dsa is None else DSA(distill.dsa).spec,
             "lr_init": distill.lr_init or default_lr_init(distill),
             "max_start_epoch": distill.window_end(kept_epochs(expert.keep, expert.epochs)),
@@ -45,7 +47,7 @@ def deviations(recipe: Recipe, distilled: Artifact) -> list[Deviation]:
     # Runs and stores omit optional settings that are not set, so add the defaults. Converted files
     # record no settings of a run ("lr_img", "epochs") and get no defaults either.
     made, experts = distilled.recipe, _entry(distilled.recipe, "experts")
-    absent = {name: getattr(DistillSettings(), name) for name, _ in SINCE_0_1}
+    absent = {name: getattr(DistillSettings(optimiser_img="sgd"), name) for name, _ in SINCE_0_1}
     made = {**absent, **made} if "lr_img" in made else made
     experts = {"curriculum": None, "drop_easy": None, **experts} if "epochs" in experts else experts
     experts = {**experts, "zca": distilled.zca is not None}
@@ -64,8 +66,20 @@ def deviations(recipe: Recipe, distilled: Artifact) -> list[Deviation]:
         Deviation(f"{section}.{name}", value, found[section][name])
         for section, settings in wanted.items()
         for name, value in settings.items()
-        if found[section].get(name, value) != value and not (value is None and name in DERIVED)
+        if found[section].get(name, value) != value
     ]
+
+
+def _optimisers(settings: DistillSettings) -> dict[str, Any]:
+    """Return the settings of the optimisers as a run derives them, if the parts are built in."""
+    objectives: dict[str, type[Objective]] = {
+        "match-trajectory": MatchTrajectory,
+        "train-and-test": TrainAndTest,
+    }
+    if settings.objective not in objectives or not is_built_in(settings.images):
+        return {}
+    own = find_parametrisation(settings.images)
+    return resolved(settings, objectives[settings.objective], own)
 
 
 def _entry(content: Mapping[str, Any], name: str) -> dict[str, Any]:

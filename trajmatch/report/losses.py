@@ -30,8 +30,7 @@ def verdict(losses: Sequence[float | None], settings: Mapping[str, Any]) -> str:
     ``losses`` has a number per iteration, or None if it was not finite. ``settings`` are those of
     the distilled set: ``objective``, ``terms`` and ``expert_epochs``.
     """
-    finite = [loss for loss in losses if loss is not None]
-    if not finite:
+    if not (finite := [loss for loss in losses if loss is not None]):
         return "The loss was never finite: nothing was learned."
     # Single losses vary from draw to draw, so compare means of the first and the last tenth.
     tenth = max(1, len(finite) // 10)

@@ -106,7 +106,7 @@ def course_charts(told: Sequence[Iteration]) -> Iterator[Chart]:
         yield line_chart(curves, f"{loss} L", text, {})
     known = steps[np.isfinite(steps)]
     if len(known):
-        text = f"Learned step size of the student: {known[0]:.4g} at first, {known[-1]:.4g} at last"
+        text = f"Step size of the student: {known[0]:.4g} at first, {known[-1]:.4g} at last"
         yield line_chart([Curve("step size", x, steps)], "step size η", text, {})
     for name, counts in (
         ("start epoch s", Counter(epoch for each in told for epoch in each.start_epochs)),

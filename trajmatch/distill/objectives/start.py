@@ -41,8 +41,7 @@ class StartEpochWindow:
         # A match needs its start epoch (0 epochs after the start) and all epochs that it compares.
         starts = range(self.minimum, self.maximum)
         needed = {start + after for start in starts for after in (0, *epochs_after)}
-        missing = sorted(needed - set(snapshots_kept))
-        if missing:
+        if missing := sorted(needed - set(snapshots_kept)):
             last_start = self.maximum - 1
             raise UserError(
                 f"--max-start-epoch {self.maximum} with --expert-epochs {expert_epochs} needs the "
