@@ -15,7 +15,7 @@ FLOORS = (
     "_extension _torchvision block children device errors files importing interruption "
     "lock memory pictures progress random recording run_folder run_options schema",
     "networks ops parallel protocol reference",
-    "data images inference training",
+    "data images inference out_of_memory training",
     "artifact experts snapshots",
     "zoo",
     "evaluate",

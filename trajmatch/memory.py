@@ -1,23 +1,14 @@
-"""Limits of memory, what to do when it runs out, and a single-thread context."""
+"""Limits of memory, and a single-thread context."""
 
 import contextlib
 import ctypes
-import gc
 import os
 import re
 import sys
-from collections.abc import Callable, Iterator, Sequence
-from functools import partial
+from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, TypeVar
 
-from trajmatch.errors import UserError, warn
-
-if TYPE_CHECKING:
-    import torch
-
-S = TypeVar("S")
-T = TypeVar("T")
+from trajmatch.errors import UserError
 
 # Parameters of mallopt, from glibc's malloc.h.
 _M_TRIM_THRESHOLD = -1
@@ -85,55 +76,6 @@ def is_out_of_memory(error: BaseException) -> bool:
         return True
     # Libraries raise a plain RuntimeError that only the message identifies.
     return isinstance(error, RuntimeError) and bool(_OUT_OF_MEMORY.search(str(error)))
-
-
-def attempt(function: Callable[[], T]) -> tuple[T | None, str]:
-    """Call a function; return ``(None, reason)`` if memory runs out."""
-    try:
-        return function(), ""
-    except (MemoryError, RuntimeError) as error:
-        if not is_out_of_memory(error):
-            raise
-        # Text only: the error's traceback would keep the tensors of the failed call alive.
-        return None, str(error)
-
-
-def release(device: "torch.device") -> None:
-    """Free garbage, the engine's workspace and PyTorch's CUDA cache."""
-    import torch
-
-    from trajmatch import ops
-
-    gc.collect()
-    ops.release_workspace()
-    if device.type == "cuda":
-        torch.cuda.empty_cache()
-
-
-def in_groups(
-    train: Callable[[Sequence[S]], T],
-    members: Sequence[S],
-    at_once: int,
-    device: "torch.device",
-    what: str,
-) -> Iterator[tuple[Sequence[S], T]]:
-    """Yield groups of at most ``at_once`` members and their results; fewer if memory runs out.
-
-    ``train`` computes the result of a group, and must allow a second call after a failed one.
-    """
-    while members:
-        group = members[:at_once]
-        found, reason = attempt(partial(train, group)) if len(group) > 1 else (train(group), "")
-        if found is None:
-            release(device)
-            at_once = (len(group) + 1) // 2
-            warn(
-                f"memory ran out for {len(group)} {what} side by side; continuing with {at_once} "
-                f"at a time, which is slower ({reason.splitlines()[0].split('. ')[0]})"
-            )
-            continue
-        yield group, found
-        members = members[len(group) :]
 
 
 def resident_memory() -> int:

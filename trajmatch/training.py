@@ -12,8 +12,8 @@ from torch import Tensor, nn
 from trajmatch import networks, ops
 from trajmatch.data.dsa import DSA
 from trajmatch.inference import check_answered, measured
-from trajmatch.memory import in_groups
 from trajmatch.networks.flat import decayed
+from trajmatch.out_of_memory import in_groups
 from trajmatch.protocol import Protocol
 from trajmatch.random import derive_seed, generator
 from trajmatch.reference import optimiser_step

@@ -20,7 +20,7 @@ import resource, sys, warnings
 from pathlib import Path
 import torch
 from trajmatch.distill import DistillConfig, distill
-from trajmatch.memory import release
+from trajmatch.out_of_memory import release
 
 store, folder, device, room = sys.argv[1], sys.argv[2], sys.argv[3], int(sys.argv[4])
 torch.set_num_threads(1)

@@ -22,8 +22,8 @@ from trajmatch.distill.parameters import LABELS
 from trajmatch.distill.problem import Problem
 from trajmatch.errors import UserError, warn
 from trajmatch.images.parametrisation import Tensors
-from trajmatch.memory import attempt, release
 from trajmatch.ops.student import runs_by_images
+from trajmatch.out_of_memory import attempt, release
 from trajmatch.schema import flag
 
 _MEGA = 2**20
@@ -233,11 +233,10 @@ def _size(count: int) -> str:
 
 
 def _no_memory(problem: Problem, plan: Plan, reason: str) -> str:
-    config, lines = problem.config, reason.splitlines()
+    config, said = problem.config, reason.splitlines()[0]
     name = "window" if config.objective == "train-and-test" else "student_steps"
-    said = f": {lines[0]}" if lines else ""
     return (
-        f"memory ran out even with the leanest plan ({plan}){said}; lower {flag(name)} (now "
+        f"memory ran out even with the leanest plan ({plan}): {said}; lower {flag(name)} (now "
         f"{getattr(config, name)}) or --batch-syn, or use a machine with more memory. Files "
         "already written are intact"
     )

@@ -18,7 +18,8 @@ from trajmatch.experts.epoch import Curriculum
 from trajmatch.experts.scores import read_scores
 from trajmatch.experts.store import Store
 from trajmatch.experts.trajectory import OnEpoch, Trajectory, train_lockstep
-from trajmatch.memory import in_groups, keep_freed_memory, one_thread
+from trajmatch.memory import keep_freed_memory, one_thread
+from trajmatch.out_of_memory import in_groups
 
 
 def work(

@@ -1,4 +1,5 @@
 #include "core/classifier.h"
+#include "core/soft_cross_entropy.h"
 
 #include "kernels/check.h"
 
