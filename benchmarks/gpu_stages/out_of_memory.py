@@ -15,7 +15,8 @@ from bench.variants import trajmatch
 
 from gpu_stages.settings import Record, Settings
 from trajmatch import ops
-from trajmatch.memory import is_out_of_memory, release
+from trajmatch.memory import is_out_of_memory
+from trajmatch.out_of_memory import release
 
 #: Sizes whose kept activations are far larger than all else.
 SIZE = Size(128, 100, 80)

@@ -26,7 +26,8 @@ from gpu_stages.replays import record_for, replayed
 from gpu_stages.settings import Record, Settings
 from trajmatch import ops
 from trajmatch.distill.objectives import Plan
-from trajmatch.memory import is_out_of_memory, release
+from trajmatch.memory import is_out_of_memory
+from trajmatch.out_of_memory import release
 from trajmatch.recording import cuda_graph
 
 SIZES = {

@@ -1,14 +1,14 @@
 // Adds up the image gradient of planes of several squares from the shares of tiles and squares
 // (core/first_layer.h). Neighbouring squares overlap by two rows or columns of pixels.
 //
-// A block takes a row of an image, a thread an element of it. Sums are compensated, square by
+// A block takes a row of an image, a thread an element of it. Sums are float64, square by
 // square. Deterministic.
 //
 // Bytes per element in float32: 4 read for every tile, up to four times as many where squares
 // overlap, and 4 written.
 
 #include "core/first_layer.h"
-#include "cuda/reduce.cuh"
+#include "cuda/launch.cuh"
 
 namespace trajmatch::cuda {
 namespace {
@@ -42,7 +42,7 @@ __global__ void __launch_bounds__(kThreads) first_layer_squares_kernel(FirstLaye
   for (int i = static_cast<int>(threadIdx.x); i < size * channels; i += kThreads) {
     const int column = i / channels + padding;
     const Reach columns(column, across);
-    LongSum<float> sum;
+    double sum = 0.0;
     for (int y = rows.first; y <= rows.last; ++y) {
       for (int x = columns.first; x <= columns.last; ++x) {
         const int at = (row - y * kSide) * kBorderedSide + column - x * kSide;
@@ -52,7 +52,7 @@ __global__ void __launch_bounds__(kThreads) first_layer_squares_kernel(FirstLaye
       }
     }
     p.grad_images[image * shape.image_size() + (row - padding) * size * channels + i] =
-        static_cast<float>(static_cast<double>(sum));
+        static_cast<float>(sum);
   }
 }
 

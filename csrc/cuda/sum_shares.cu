@@ -2,9 +2,8 @@
 //
 // A block takes 32 elements of one sum: 32 lanes on neighbouring elements times 8 rows of threads.
 // Each row adds every eighth share, then the 8 row sums are added in order. If there are few
-// shares, a thread takes an element, and the block 256 of them. The sum of a thread is compensated
-// in float32 (LongSum), that of the rows is float64. Every sum has as many blocks as it needs.
-// Deterministic.
+// shares, a thread takes an element, and the block 256 of them. All sums are float64, in which an
+// infinite share stays infinite. Every sum has as many blocks as it needs. Deterministic.
 //
 // Bytes per element in float32: 4 read for every share, 4 written.
 
@@ -39,14 +38,13 @@ __global__ void __launch_bounds__(kThreads) sum_shares_kernel(Launch<T> p) {
   const int64_t element = (blockIdx.x - p.first_block[which]) * elements_of_block(own) +
                           (few ? row * kWarpSize : 0) + lane;
   const T* const shares = own.shares + blockIdx.z * own.shares_stride + element;
-  LongSum<T> of_thread{};
+  double sum = 0.0;
   if (element < own.size) {
     const int step = few ? 1 : kRows;
     for (int64_t share = few ? 0 : row; share < own.rows; share += step) {
-      of_thread += shares[share * own.row_stride];
+      sum += shares[share * own.row_stride];
     }
   }
-  double sum = of_thread;
   if (!few) {
     sums[row * kWarpSize + lane] = sum;
     __syncthreads();
