@@ -225,11 +225,12 @@ def test_the_table_by_hand(whole) -> None:
         {"accuracies": [30, 20], "step_size": 0.75, "matching_loss": [0.5, 0.25]},
     ]
     record["experts"]["flat"] = [60.0, 61.0]
-    record["seconds"] = {"some": 3600.0, "others": 1800.0}
+    record["seconds"] = dict.fromkeys(record["seconds"], 0.0)
+    record["seconds"] |= {"MTT, 2 per class": 3600.0, "others": 1800.0}
     text = page.result(record)
     row = next(line for line in text.splitlines() if line.startswith("| MTT |"))
     assert row.endswith("| 20.0 ± 5.0 | 1,234 |")
-    assert "| 0.750, 0.375; 0.5 |" in text
+    assert "| MTT | 2 | 0.750 | 0.375 | 0.5 | 30 |" in text
     assert "| flat | FTD, DATM | 60.5 ± 0.5 |" in text
     assert "1.5 hours" in text
     methods = [line.split(" | ")[0].strip("| ") for line in text.split("\n\n")[0].splitlines()[2:]]
