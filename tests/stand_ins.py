@@ -25,6 +25,16 @@ from trajmatch.images.pixels import Pixels
 from trajmatch.ops.arguments import DsaReplay
 from trajmatch.training import Outcome
 
+#: Built-in parametrisations, with the images of a class that fit into the 128 values of two images
+#: of 8 x 8 pixels.
+PARAMETRISATIONS = {
+    "flip": 4,
+    "upsample": 8,
+    "frequency:coefficients=32": 4,
+    "implicit:width=4,steps=20": 128 // (12 + 20 + 5),
+    "palette:colours=4": 128 // (16 + 4 + 8),
+}
+
 
 class Counting:
     """Records as ``call_again`` does, and counts recordings and replays."""

@@ -1,4 +1,4 @@
-"""What to do when memory runs out."""
+"""Retries with less memory after an allocation has failed."""
 
 import gc
 from collections.abc import Callable, Iterator, Sequence

@@ -304,8 +304,8 @@ class PlaneSums {
     const int i = n * 8 + part_.g;
     return kAgain ? memory_[i] : total(i);
   }
-  // 1 / pixels of the sums. In a second launch, it lies in shared memory: a division needs
-  // registers.
+  // 1 / pixels of the sums. In a second launch it is read from shared memory, because a division
+  // would take too many registers.
   __device__ __forceinline__ float inverse_pixels() const {
     return kAgain ? memory_[kInverse] : kInverseSquare;
   }
@@ -318,8 +318,9 @@ class PlaneSums {
       return false;
     }
   }
-  // In a second launch: turns the sums from number n on, of squared deviations from the means of
-  // squares, into those from the plane's mean. The sums from number 0 on are those of the values.
+  // Corrects variances in a second launch. Sums 0 to n - 1 are those of the values. The n sums
+  // after them, of squared deviations from the mean of each square, become those of squared
+  // deviations from the mean of the plane.
   __device__ __forceinline__ void recentre(int n) const {
     if constexpr (kAgain) {
       for_each_sum([&](int i) {
@@ -344,7 +345,7 @@ class PlaneSums {
   __device__ __forceinline__ static void for_each_sum(const Body& body) {
     if (threadIdx.x < count * 8) body(static_cast<int>(threadIdx.x));
   }
-  // Where sum i of the block's channels in a square is kept.
+  // Returns the place in the workspace for sum i of the block's channels in a square.
   __device__ __forceinline__ float* of_square(int square, int i) const {
     const int64_t number = static_cast<int64_t>(part_.image) * part_.squares() + square;
     return squares_ + (number * gridDim.y + part_.tile) * (count * 8) + i;

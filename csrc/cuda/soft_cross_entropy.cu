@@ -45,7 +45,8 @@ __global__ void __launch_bounds__(kThreads, kMinBlocks)
   if (first_lane()) params.row_loss[at] = static_cast<T>(-row.factor * mean_log);
 }
 
-// `Params` are those of the gradients, or of their tangents.
+// Computes the gradients (SoftCrossEntropyBackward) or their tangents
+// (SoftCrossEntropyBackwardTangent).
 template <class Params>
 __global__ void __launch_bounds__(kThreads, kMinBlocks)
     cross_entropy_gradient_kernel(Params params) {

@@ -8,7 +8,7 @@ from dataclasses import replace
 
 import pytest
 import torch
-from stand_ins import Counting, Interrupter, gradients_of
+from stand_ins import PARAMETRISATIONS, Counting, Interrupter, gradients_of
 
 import trajmatch
 from trajmatch import artifact, files
@@ -22,17 +22,8 @@ from trajmatch.distill.parameters import learned, leaves, values
 from trajmatch.distill.problem import prepare
 from trajmatch.errors import UserError
 
-#: With the images of a class that the values of two pay for: 128.
-SPECS = {
-    "flip": 4,
-    "upsample": 8,
-    "frequency:coefficients=32": 4,
-    "implicit:width=4,steps=20": 128 // (12 + 20 + 5),
-    "palette:colours=4": 128 // (16 + 4 + 8),
-}
 
-
-@pytest.fixture(params=SPECS)
+@pytest.fixture(params=PARAMETRISATIONS)
 def spec(request) -> str:
     return request.param
 
@@ -52,7 +43,7 @@ def test_a_run_goes_on_with_equal_bytes_and_keeps_frozen_rows(config, spec, tmp_
     distill(replace(part, resume=True))
     assert part.out.read_bytes() == whole.out.read_bytes()
 
-    per_class = SPECS[spec]
+    per_class = PARAMETRISATIONS[spec]
     first = prepare(whole).initial_set().images.unflatten(0, (3, per_class))
     last = result.images.unflatten(0, (3, per_class))
     frozen = 2 if spec == "flip" else 1  # with its mirror image
@@ -93,7 +84,7 @@ def test_a_set_goes_on_from_its_parameters_and_may_grow(config, spec, tmp_path) 
     grown = prepare(replace(later, ipc=3))
     values_of_both = grown.initial_values()
     images = grown.render(values_of_both).images.unflatten(0, (3, -1))
-    per_class = SPECS[spec]
+    per_class = PARAMETRISATIONS[spec]
     assert images.shape[1] > per_class
     assert torch.equal(images[:, :per_class].flatten(0, 1), made.images)
     if spec == "flip":

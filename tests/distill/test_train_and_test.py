@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 import torch
-from stand_ins import Interrupter, lines_of
+from stand_ins import PARAMETRISATIONS, Interrupter, lines_of
 from torch import Tensor
 from torch.nn.functional import cross_entropy, mse_loss
 
@@ -374,10 +374,7 @@ def test_the_protocol_that_trains_by_adam() -> None:
     assert "optimiser" not in PROTOCOLS["mtt"].describe()
 
 
-@pytest.mark.parametrize(
-    "images",
-    ["flip", "upsample", "frequency:coefficients=32", "implicit:width=4,steps=20", "palette:4"],
-)
+@pytest.mark.parametrize("images", PARAMETRISATIONS)
 def test_every_parametrisation_learns_and_goes_on(
     configure: Configure, images: str, tmp_path: Path
 ) -> None:

@@ -6,7 +6,6 @@ from typing import Any, NamedTuple
 from trajmatch.artifact import Artifact
 from trajmatch.data.dsa import DSA
 from trajmatch.distill.config import DistillSettings
-from trajmatch.distill.objectives import Objective
 from trajmatch.distill.objectives.match_trajectory import MatchTrajectory
 from trajmatch.distill.objectives.train_and_test import TrainAndTest
 from trajmatch.distill.problem import SINCE_0_1, resolved
@@ -71,15 +70,11 @@ def deviations(recipe: Recipe, distilled: Artifact) -> list[Deviation]:
 
 
 def _optimisers(settings: DistillSettings) -> dict[str, Any]:
-    """Return the settings of the optimisers as a run derives them, if the parts are built in."""
-    objectives: dict[str, type[Objective]] = {
-        "match-trajectory": MatchTrajectory,
-        "train-and-test": TrainAndTest,
-    }
-    if settings.objective not in objectives or not is_built_in(settings.images):
-        return {}
-    own = find_parametrisation(settings.images)
-    return resolved(settings, objectives[settings.objective], own)
+    """Return the settings of the optimisers as a run derives them."""
+    if not is_built_in(settings.images):
+        return {}  # the defaults are in the user's code
+    objective = TrainAndTest if settings.objective == "train-and-test" else MatchTrajectory
+    return resolved(settings, objective, find_parametrisation(settings.images))
 
 
 def _entry(content: Mapping[str, Any], name: str) -> dict[str, Any]:
