@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable
 from functools import partial
 from typing import Any
@@ -49,10 +50,11 @@ def run(settings: Settings, record: Record) -> None:
             if not agreed["agree"]:
                 record.fault(f"{name}, {count} at once: {agreed['differences']}")
     for size in SMALLEST if settings.quick else EXPERTS:
-        name = f"experts, {size.key}"
-        for count in COUNTS:
-            _put(table, name, count, experts(size, count, settings, replay=True), settings, record)
-            ends = (experts(size, count, settings, replay)() for replay in (True, False))
+        for steps, count in itertools.product((1, size.steps), COUNTS):
+            name = f"experts, {size.key}, graphs of {steps}"
+            train = partial(experts, size, count, settings, steps)
+            _put(table, name, count, train(replay=True), settings, record)
+            ends = (train(replay=replay)() for replay in (True, False))
             off = max(relative(*pair) for pair in zip(*ends, strict=True))
             if not off <= TOLERANCE[settings.device]:
                 record.fault(f"{name}, {count} at once: parameters are off by {off:.1e}")
@@ -67,13 +69,16 @@ def run(settings: Settings, record: Record) -> None:
                 record.fault(f"{name}, {count} at once: {first}")
 
 
-def experts(size: Size, count: int, settings: Settings, replay: bool) -> Callable[[], list[Tensor]]:
+def experts(
+    size: Size, count: int, settings: Settings, at_once: int, replay: bool
+) -> Callable[[], list[Tensor]]:
     """Steps of experts on random images, from where the last call ended.
 
     Args:
         size: Their network, batch and steps.
         count: Experts.
         settings: Where they train.
+        at_once: Steps in a CUDA graph.
         replay: Whether their steps are recorded, or called one after another.
 
     Returns:
@@ -91,19 +96,19 @@ def experts(size: Size, count: int, settings: Settings, replay: bool) -> Callabl
         ChannelNormalisation((0.5,) * 3, (0.25,) * 3, device).apply,
     )
     state = ExpertState.begin(model, step.optimiser, [draw] * count)
+    orders = [torch.randperm(size.batch, generator=draw) for _ in range(at_once * count)]
     batch = Batch(
-        torch.stack([torch.randperm(size.batch, generator=draw) for _ in range(count)]).to(device),
-        torch.empty(count, size.batch, 0, dtype=torch.float64, device=device),
-        torch.full((count,), 0.01, device=device),
-        torch.ones(count, device=device),
+        torch.stack(orders).unflatten(0, (at_once, count)).to(device),
+        torch.empty(at_once, count, size.batch, 0, dtype=torch.float64, device=device),
+        torch.full((at_once, count), 0.01, device=device),
+        torch.ones(at_once, count, device=device),
     )
-    take = partial(step, state)
-    if replay:
-        take = steps_for(step, state, torch.device(device), record_for(settings))
+    where = torch.device(device if replay else "cpu")
+    take = steps_for(step, state, where, record_for(settings) if replay else None)
 
     def loop() -> list[Tensor]:
         with torch.no_grad():
-            for _ in range(size.steps):
+            for _ in range(size.steps // at_once):
                 take(batch)
         return [*state.theta.clone()]
 

@@ -14,7 +14,7 @@ import torch
 from trajmatch import files, interruption
 from trajmatch.data import load_dataset
 from trajmatch.errors import UserError
-from trajmatch.experts import ExpertConfig, Store, train_experts
+from trajmatch.experts import ExpertConfig, Store, train_experts, trajectory
 from trajmatch.experts.checkpoint import Checkpoints, Place
 from trajmatch.experts.train import describe
 from trajmatch.experts.workers import work
@@ -41,14 +41,17 @@ def places(store: Path, experts: int = 2) -> list[Place]:
         ({"rho": 0.01, "alpha": 0.5, "loss_scale": "rising", "dtype": "bfloat16"}, 4, (1, 0)),
     ],
 )
+@pytest.mark.parametrize("at_once", [1, 2])
 def test_goes_on_inside_an_epoch_to_equal_bytes(
     make_config: MakeConfig,
     tmp_path: Path,
     contents: Contents,
     stop_at: StopAt,
+    monkeypatch: pytest.MonkeyPatch,
     settings: dict[str, Any],
     step: int,
     place: tuple[int, int],
+    at_once: int,
 ) -> None:
     whole = make_config(out=tmp_path / "whole", epochs=3, **settings)
     train_experts(whole)
@@ -58,6 +61,7 @@ def test_goes_on_inside_an_epoch_to_equal_bytes(
         train_experts(config)
     assert stop.value.kept.endswith("has 0 of 2 experts and a checkpoint of those in training")
     assert places(config.out) == [place, (0, 0)]
+    monkeypatch.setattr(trajectory, "steps_at_once", lambda device: at_once)
     train_experts(config)
     assert contents(config.out) == contents(whole.out)  # hidden files included: none is left
 

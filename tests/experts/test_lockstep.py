@@ -152,12 +152,17 @@ def test_the_images_of_an_epoch_are_those_of_the_curriculum(dataset, recipe) -> 
 
 @pytest.mark.parametrize("recipe", RECIPES)
 @pytest.mark.parametrize("experts", [[4], [0, 1], [2, 0, 7]])
-def test_replayed_they_are_the_same(dataset, record, recipe, experts) -> None:
+@pytest.mark.parametrize("at_once", [1, 2, 3])
+def test_replayed_they_are_the_same(
+    dataset, record, recipe, experts, at_once, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(trajectory, "steps_at_once", lambda device: at_once)
     assert_written_out(manifest_of(**recipe), dataset, experts)
-    sizes = 1 if recipe.get("batch_size") == 12 else 2
-    assert record.recordings == sizes
-    # The first step of each size is called; the first replay is compared with a call.
-    assert record.replays == 9 - sizes + record.recordings
+    even = recipe.get("batch_size") == 12  # three full batches; otherwise two and a smaller one
+    calls, shapes = {1: (9, 1 if even else 2), 2: (6, 2), 3: (3, 1) if even else (9, 2)}[at_once]
+    assert record.recordings == shapes
+    # The first call of each shape is not replayed; the first replay is compared with a call.
+    assert record.replays == calls - shapes + record.recordings
 
 
 @pytest.mark.parametrize(("at_once", "groups"), [(2, 2), (3, 2), (4, 1)])
@@ -261,15 +266,16 @@ def group(
 
 
 def batches(count: int, number: int, size: int = 6, device: str = "cpu") -> Batch:
-    """Batches of several experts; every number has another learning rate."""
+    """One step's batches of several experts; every number has another learning rate."""
     draw = generator(number, "batches")
     dsa = DSA()
-    return Batch(
-        torch.stack([torch.randperm(10, generator=draw)[:size] for _ in range(count)]).to(device),
-        torch.stack([dsa.draw(size, 8, 8, draw) for _ in range(count)]).to(device),
-        torch.full((count,), 0.01 * (1 + number)).to(device),
-        torch.full((count,), 1.0 - 0.1 * number).to(device),
+    batch = (
+        torch.stack([torch.randperm(10, generator=draw)[:size] for _ in range(count)]),
+        torch.stack([dsa.draw(size, 8, 8, draw) for _ in range(count)]),
+        torch.full((count,), 0.01 * (1 + number)),
+        torch.full((count,), 1.0 - 0.1 * number),
     )
+    return Batch(*(each[None].to(device) for each in batch))
 
 
 def assert_same_steps(count: int, replayed: TakeSteps, state: ExpertState, **choices: Any) -> None:
@@ -297,7 +303,7 @@ def test_replays_read_batch_and_learning_rate_anew(count, parts) -> None:
 def test_experts_step_together_as_alone(parts) -> None:
     (step, together), (_, alone) = group(3, **PARTS[parts]), group(3, **PARTS[parts])
     for number, size in enumerate([6, 6, 4]):
-        batch = batches(3, number, size)
+        batch = Batch(*(each[0] for each in batches(3, number, size)))
         # Each expert has its own learning rate and loss scale.
         factors = torch.tensor([1.0, 2.0, 0.5])
         batch = batch._replace(lr=batch.lr * factors, loss_scale=batch.loss_scale * factors)
@@ -316,7 +322,7 @@ def test_every_expert_has_statistics_of_its_own() -> None:
     alone_step, alone = group(1, norm="batch")
     plain = steps_for(alone_step, alone, CPU)
     for number, size in enumerate([6, 6, 4, 6, 4, 6]):
-        plain(Batch(*(each[:1] for each in batches(2, number, size))))
+        plain(Batch(*(each[:, :1] for each in batches(2, number, size))))
     assert torch.equal(alone.statistics, state.statistics[:1])
 
 

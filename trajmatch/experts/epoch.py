@@ -45,12 +45,21 @@ class Epoch(Batch):
         """Move the whole epoch to a device at once: a transfer per batch would block the host."""
         return Epoch(*(each.to(device) for each in self))
 
-    def batches(self, size: int) -> Iterator[Batch]:
-        """Yield the batch of each step, stacked over experts; the last batch may be smaller."""
-        size = min(size, self.indices.shape[1])
-        indices, dsa = self.indices.split(size, dim=1), self.dsa.split(size, dim=1)
-        steps = zip(indices, dsa, self.lr.unbind(1), self.loss_scale.unbind(1), strict=True)
-        return itertools.starmap(Batch, steps)
+    def batches(self, size: int, together: int, taken: int = 0) -> Iterator[tuple[int, Batch]]:
+        """Yield the batches of all steps but the first ``taken``, and the steps before each.
+
+        Each tensor has a leading dimension, the number of steps: ``together``, or 1 at the end of
+        the epoch, where fewer full batches are left. The last batch may be smaller.
+        """
+        count = self.indices.shape[1]
+        while taken < self.lr.shape[1]:
+            steps = together if (taken + together) * size <= count else 1
+            images = slice(taken * size, (taken + steps) * size)
+            rows = [each[:, images].unflatten(1, (steps, -1)) for each in self[:2]]
+            rows += [each[:, taken : taken + steps] for each in self[2:]]
+            # From [K, S, ...] to [S, K, ...].
+            yield taken, Batch(*(each.transpose(0, 1).contiguous() for each in rows))
+            taken += steps
 
 
 class Curriculum:

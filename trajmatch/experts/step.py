@@ -265,9 +265,14 @@ def step_of(
     return ExpertStep(model, images, labels, normalise, optimiser, penalty, gsam, loss, *decay)
 
 
-#: Function that takes one step with every expert. It gets a stacked batch and returns the losses
-#: ``[experts]``.
+#: Function that takes ``S`` steps with every expert. Each tensor of its batch has a leading
+#: dimension ``S``. It returns the sums of all images' losses before each step: ``[K]``, float64.
 TakeSteps = Callable[[Batch], Tensor]
+
+
+def steps_at_once(device: torch.device) -> int:
+    """Return the number of steps that one CUDA graph takes; 1 on a CPU."""
+    return 16 if device.type == "cuda" else 1
 
 
 def steps_for(
@@ -276,21 +281,22 @@ def steps_for(
     device: torch.device,
     record: recording.Record | None = None,
 ) -> TakeSteps:
-    """Return a function that takes one step with every expert and changes ``state`` in place.
+    """Return a function that takes steps with every expert and changes ``state`` in place.
 
-    On a CUDA device it records the step as a CUDA graph and replays it; elsewhere it runs the step
-    eagerly. If ``record`` is given, that function records the step instead, on any device.
+    On a CUDA device it records the steps as a CUDA graph and replays it; elsewhere it runs them
+    eagerly. If ``record`` is given, that function records the steps instead, on any device.
     """
+
+    def function(tensors: recording.Inputs) -> recording.Outputs:
+        batches = map(Batch, *(each.unbind() for each in tensors))
+        losses = [step(state, batch) * batch.indices.shape[1] for batch in batches]
+        return (torch.stack(losses).sum(0, dtype=torch.float64),)
+
     if device.type == "cuda":
         record = record or partial(recording.cuda_graph, device=device)
     if record is None:
-        return partial(step, state)
-
-    def function(tensors: recording.Inputs) -> recording.Outputs:
-        return (step(state, Batch(*tensors)),)
-
-    # Two recordings, because the last batch of an epoch may be smaller. Recording runs real steps;
-    # the state is restored afterwards.
-    replayed = recording.Replayed("the experts' steps run", keep=2, record=record)
-    flat = [*state.tensors().values()]
-    return lambda batch: replayed(None, batch, function, flat)[0]
+        return lambda batch: function(batch)[0]
+    # Three recordings: several steps, one step, and the last of an epoch, which may be smaller.
+    # Recording runs real steps; the state is restored afterwards.
+    replayed = recording.Replayed("the experts' steps run", keep=3, record=record)
+    return lambda batch: replayed(None, batch, function, [*state.tensors().values()])[0]

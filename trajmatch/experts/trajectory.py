@@ -13,7 +13,7 @@ from trajmatch.data import Dataset
 from trajmatch.errors import UserError
 from trajmatch.experts.checkpoint import Checkpoints, Place, Recorder, Training, measure_of
 from trajmatch.experts.epoch import Curriculum, decay_epoch, drawn_epochs
-from trajmatch.experts.step import ExpertState, step_of, steps_for
+from trajmatch.experts.step import ExpertState, step_of, steps_at_once, steps_for
 from trajmatch.inference import measured
 from trajmatch.random import generator
 
@@ -88,7 +88,7 @@ def train_lockstep(
         (begun,) = {checkpoints.place(expert) for expert in experts}
         for each in group:
             checkpoints.restore(each)
-    take_steps = steps_for(step, states, torch.device(device))
+    take_steps, at_once = steps_for(step, states, totals.device), steps_at_once(totals.device)
     test, guess = _Test(model, training, device), guessing(training)
     test_every = test_every or test.interval
     draws = drawn_epochs(recipe, seed, experts, training.train_images.shape, curriculum)
@@ -97,16 +97,12 @@ def train_lockstep(
     with torch.no_grad():
         for epoch in range(begun.epoch + 1, last + 1):
             count = drawn.indices.shape[1]
-            for index, batch in enumerate(drawn.to(device).batches(recipe["batch_size"])):
-                place = Place(epoch - 1, index)
-                if place < begun:  # steps before the checkpoint
-                    continue
-                # Before the step, since a Place counts the steps that are already taken.
+            first = begun.step if epoch == begun.epoch + 1 else 0
+            for taken, batch in drawn.to(device).batches(recipe["batch_size"], at_once, first):
                 if checkpoints:
-                    checkpoints.visit(place, group)
-                # Mean losses of the batch, [experts]. The sum stays on the device: reading it would
-                # make every step wait for the GPU.
-                totals += take_steps(batch) * batch.indices.shape[1]
+                    checkpoints.visit(Place(epoch - 1, taken), group)
+                # The sum stays on the device: reading it would make every step wait for the GPU.
+                totals += take_steps(batch)
             if epoch < last:
                 drawn = next(draws)  # on the CPU, while a GPU still works on the steps
             for (expert, state, recorder, _), total in zip(group, totals.tolist(), strict=True):
