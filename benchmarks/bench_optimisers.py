@@ -27,7 +27,7 @@ from bench.timing import alternate
 SIZES = [Size(32, 10, 20), Size(32, 50, 10), Size(128, 50, 6)]
 #: Steps between which memory grows by what each step keeps.
 STEPS = (20, 120)
-ROUNDS = 5
+ROUNDS = 9
 #: Largest relative difference of the gradients from the graph's in float64. From moments that are
 #: zero, Adam divides the rounding of gradients that should be zero by eps = 1e-8, in the graph too.
 TOLERANCE = 1e-7
