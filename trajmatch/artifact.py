@@ -355,7 +355,7 @@ def assemble(
     """Make an artifact from the content of a file; raise UserError if the content is invalid."""
     if metadata.get("format") != FORMAT:
         raise UserError(
-            f"{path} is not a distilled set, but a {metadata.get('format', 'file of another kind')}"
+            f"{path} is not a distilled set: its format is {metadata.get('format', 'another')!r}"
         )
     if metadata.get("format_version") not in range(1, FORMAT_VERSION + 1):
         raise UserError(

@@ -44,8 +44,7 @@ def automatic_device() -> tuple[str, str]:
     The variable ``TRAJMATCH_DEVICE`` overrides the choice; the reason is then "". Raises UserError
     if that device is unusable.
     """
-    named = os.environ.get("TRAJMATCH_DEVICE", "auto")
-    if named != "auto":
+    if (named := os.environ.get("TRAJMATCH_DEVICE", "auto")) != "auto":
         with as_user_error("TRAJMATCH_DEVICE: "):
             return usable_device(named), ""
     if (fault := cuda_fault()) is not None:

@@ -25,8 +25,7 @@ def keep_freed_memory() -> None:
     """
     # By default glibc returns blocks of 32 MiB and more, and the kernel zeroes new blocks page by
     # page, which takes about half the time of a training step.
-    mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
-    if mallopt is not None:
+    if (mallopt := getattr(ctypes.CDLL(None), "mallopt", None)) is not None:
         mallopt(_M_MMAP_THRESHOLD, _LARGEST_BLOCK)
         mallopt(_M_TRIM_THRESHOLD, _NEVER)
 

@@ -60,6 +60,8 @@ def test_the_default_window_ends_at_20_for_long_experts() -> None:
     assert config().window_end([*range(11), 50]) == 9
     with pytest.raises(UserError, match=r"--min-start-epoch should be below .* 20, but is 20"):
         config(min_start_epoch=20)
+    with pytest.raises(UserError, match="freeze should be a whole number, or a fraction below 1"):
+        config(freeze=1.5)
     assert config(min_start_epoch=20, max_start_epoch=30).window_end(range(51)) == 30
 
 

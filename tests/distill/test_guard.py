@@ -186,6 +186,14 @@ def test_a_refused_update_changes_nothing_but_the_counts(configure) -> None:
     assert not torch.equal(state.parameters["images"].value, before["images"].value)
 
 
+def test_a_run_whose_updates_are_all_refused_says_so(configure, monkeypatch) -> None:
+    change_gradients(monkeypatch, lambda _, each: with_images(each, NAN))
+    config = configure(iterations=3)
+    with pytest.warns(UserWarning, match="has the initial images: every update was refused or"):
+        found = distill(config)
+    assert torch.equal(found.images, prepare(config).initial_set().images)
+
+
 def change_gradients(monkeypatch: pytest.MonkeyPatch, change: Change) -> None:
     """Gives the loop what ``change`` makes of the first, second, ... gradient of the run."""
     calls = itertools.count(1)

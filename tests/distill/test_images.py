@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -147,7 +148,19 @@ class Broken(Parametrisation):
             "initial should return at least one floating-point tensor to learn, but returned none",
         ),
         (Broken(rendered=None), "render should return images of shape .*but returned None"),
-        (Broken(rendered=torch.ones(2)), "render should return images of shape"),
+        (
+            Broken(rendered=torch.ones(2)),
+            "render should return images of shape .*, but returned a Tensor of shape .2. and type",
+        ),
+        (
+            Broken(rendered=torch.ones(6, 1, 8, 8).double()),
+            "render should return .* and type torch.float32, but returned .*torch.float64",
+        ),
+        (Broken(rendered=torch.ones(6, 1, 8, 8)), "render .* but they do not depend on parameters"),
+        (
+            Broken(rendered=torch.full((6, 1, 8, 8), math.nan, requires_grad=True)),
+            "render .* but they are not finite",
+        ),
     ],
 )
 def test_what_is_wrong_with_a_parametrisation_is_said(configure, broken, message) -> None:

@@ -190,8 +190,8 @@ def test_rows_to_freeze() -> None:
         assert free.shape == (12, 1, 1, 1)
         assert free.flatten().tolist() == [float(row % 4 >= kept) for row in range(12)]
     for shape, freeze, message in (
-        ((12, 5), 4, "leaves nothing to learn: each class has 4 images"),
-        ((12, 5), 0.2, "freezes nothing: each class has 4 images"),
+        ((12, 5), 4, "leaves nothing to learn: each class has 4 stored images"),
+        ((12, 5), 0.2, "freezes nothing: each class has 4 stored images"),
         (
             (11, 5),
             1,

@@ -201,7 +201,7 @@ def test_an_artifact_is_no_snapshot_and_the_other_way_round(configure: Configure
     distill(config)
     with pytest.raises(UserError, match="does not hold snapshots"):
         snapshots.load(config.out)
-    with pytest.raises(UserError, match="but a trajmatch snapshots"):
+    with pytest.raises(UserError, match="its format is 'trajmatch snapshots'"):
         artifact.load(config.snapshots_path)
 
 

@@ -41,21 +41,21 @@ def experts(tmp_path_factory: pytest.TempPathFactory, data: str) -> Store:
     return train_experts(ExpertConfig(out=folder, data=data, batch_size=10, lr=0.1, **settings))
 
 
-@pytest.fixture(params=["index", "logit", "zca"])
+@pytest.fixture(params=["index", "logit", "target", "zca"])
 def distilled(request: pytest.FixtureRequest, data: str) -> Artifact:
-    """Two images per class with hard labels, with soft labels, or whitened."""
+    """Two images per class with hard labels, with soft labels, with targets, or whitened."""
     return made(request.param, data)
 
 
 def made(kind: str, data: str) -> Artifact:
-    """Two images per class: hard labels (index), soft labels (logit), or whitened (zca)."""
+    """Two images per class: of a kind of labels, or whitened (zca), with hard labels."""
     index = torch.arange(CLASSES).repeat_interleave(2)
     soft = torch.randn(len(index), CLASSES).scatter_(1, index[:, None], 5.0)
     return tiny_set(
         data,
         images=torch.randn(len(index), 1, 8, 8),
-        labels=soft if kind == "logit" else index,
-        label_kind="logit" if kind == "logit" else "index",
+        labels=soft if kind in ("logit", "target") else index,
+        label_kind="index" if kind == "zca" else kind,
         lr=0.0123,  # which float32 does not have
         zca=zca.fit(load_dataset(data).train_images) if kind == "zca" else None,
         dsa="flip_crop",

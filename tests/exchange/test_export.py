@@ -32,7 +32,7 @@ def test_pictures_are_the_pixels_in_a_folder_for_each_class(
     file: Path, distilled: Artifact, tmp_path: Path, form: str, root: str
 ) -> None:
     made = export(ExportConfig(file=file, to=form, out=tmp_path / "out"))
-    assert "6 images of 3 classes; " in made and "pixel values lie outside" in made
+    assert "6 images of 3 classes; " in made and "they lie outside 0 to 255" in made
     written = sorted((tmp_path / "out" / root).glob("*/*.png"))
     order = distilled.hard_labels.argsort(stable=True)
     assert len(written) == len(order)
@@ -51,10 +51,11 @@ def test_the_description_beside_the_pictures(file, distilled, tmp_path) -> None:
         shown = picture(tmp_path / "out" / entry["file_name"])
         assert torch.equal(shown, distilled.pixels[index, 0])
         assert entry["label"] == distilled.hard_labels[index]
-        if distilled.label_kind == "logit":
-            assert torch.equal(torch.tensor(entry["logits"]), distilled.labels[index])
+        if distilled.label_kind == "index":
+            assert entry.keys() == {"file_name", "label"}
         else:
-            assert "logits" not in entry
+            written = torch.tensor(entry[f"{distilled.label_kind}s"])
+            assert torch.equal(written, distilled.labels[index])
 
 
 def test_what_8_bits_cannot_hold_is_counted(file, distilled, tmp_path) -> None:
@@ -90,7 +91,8 @@ def test_the_card_of_the_hugging_face_folder_gives_the_types(file, distilled, tm
     features = {each["name"]: each for each in config["features"]}
     names = features["label"]["dtype"]["class_label"]["names"]
     assert [names[str(index)] for index in range(3)] == list(distilled.class_names)
-    assert ("logits" in features) == (distilled.label_kind == "logit")
+    assert features.keys() - {"image", "label", f"{distilled.label_kind}s"} == set()
+    assert len(features) == (2 if distilled.label_kind == "index" else 3)
     assert f"step size: {distilled.lr!r}" in text
 
 

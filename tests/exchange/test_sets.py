@@ -51,7 +51,7 @@ def read(tmp_path: Path, data: str) -> Callable[..., Artifact]:
 
 def test_an_ending_of_another_kind_of_file_is_warned_of(file, distilled, tmp_path, data) -> None:
     convert(ConvertConfig(source=file, out=tmp_path / "set"))
-    kind = "logit" if distilled.label_kind == "logit" else None
+    kind = None if distilled.label_kind == "index" else distilled.label_kind
     given = {"data": data, **ORIGIN, "preprocessing": "data", "labels": kind}
     with pytest.warns(UserWarning, match="out.pt will be a safetensors file"):
         convert(ConvertConfig(source=tmp_path / "set", out=tmp_path / "out.pt", **given))
@@ -63,7 +63,7 @@ def test_an_ending_of_another_kind_of_file_is_warned_of(file, distilled, tmp_pat
 def test_a_distilled_set_comes_back_to_the_bit(file, distilled, tmp_path, read) -> None:
     made = convert(ConvertConfig(source=file, out=tmp_path / "set"))
     assert "images.pt, labels.pt and lr.pt of 6 images" in made
-    kind = "logit" if distilled.label_kind == "logit" else None
+    kind = None if distilled.label_kind == "index" else distilled.label_kind
     preprocessing = "zca" if distilled.zca is not None else "data"
     again = read(tmp_path / "set", labels=kind, preprocessing=preprocessing)
     assert torch.equal(again.images, distilled.images)
@@ -153,7 +153,7 @@ def test_the_step_size_is_asked_for_where_there_is_no_file(write, read) -> None:
 
 def test_the_kind_of_the_labels_is_asked_for(write, read) -> None:
     folder = write(images=images(), labels=torch.randn(6, 3), lr=torch.tensor(0.01))
-    with pytest.raises(UserError, match=r"also give --labels .*logit or probability"):
+    with pytest.raises(UserError, match=r"also give --labels .*logit, probability or target"):
         read(folder)
 
 

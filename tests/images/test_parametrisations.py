@@ -149,8 +149,8 @@ def test_images_of_a_budget(spec: str, ipc: int, shape: tuple[int, ...], count: 
         ),
         ("palette:colours=1", 1, SHAPE, "colours should be a whole number of at least 2 and"),
         ("palette:colours=257", 1, SHAPE, "colours should be .*and at most 256, but is 257"),
-        ("palette", 1, SHAPE, r"palette:colours=64 stores 224 values .*take --ipc 3 or more"),
-        ("palette", 1, torch.Size([1, 8, 8]), "stores 120 values .*take --ipc 2 or more"),
+        ("palette", 1, SHAPE, r"palette:colours=64 stores 224 bytes .*take --ipc 3 or more"),
+        ("palette", 1, torch.Size([1, 8, 8]), "stores 120 bytes .*take --ipc 2 or more"),
         ("palette:colors=8", 1, SHAPE, "unexpected keyword argument 'colors'; palette takes colo"),
     ],
 )

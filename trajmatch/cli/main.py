@@ -29,7 +29,7 @@ COMMANDS = {
     "expert": Command("train experts on real images and keep their trajectories", True, True),
     "distill": Command("distil a few images per class from a store of experts", True, True),
     "eval": Command("train fresh networks on distilled images and test them", True),
-    "store": Command("check, list, cut down, merge or convexify stores of experts"),
+    "store": Command("verify, list, trim, merge or convexify stores of experts"),
     "score": Command("score real images by how hard they are for experts (EL2N)"),
     "show": Command("draw distilled images as a picture or an animation"),
     "report": Command("write a report of a run as one HTML file"),

@@ -23,5 +23,5 @@ def run(argv: list[str]) -> None:
     if config.json:
         print_json(result, sort_keys=False)
     else:
-        print("{file}: EL2N scores of the training images of {dataset}, ".format(**result), end="")
+        print("{file}: scores of the training images of {dataset}, ".format(**result), end="")
         print("averaged over {experts} experts after epoch {epoch}".format(**result))

@@ -67,7 +67,7 @@ class MergeConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class ConvexifyConfig:
-    """Replace trajectories by lines between a few epochs (MCT), in a 12 times smaller store."""
+    """Replace trajectories by lines between a few epochs (MCT), in a smaller store."""
 
     path: Path
     """The store, which stays as it is. It must hold all epochs (--keep all)."""

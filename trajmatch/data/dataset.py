@@ -358,7 +358,7 @@ def check_same_data(
     # If classes and shape are the same, only the fingerprints can show the difference.
     if _told(known, given) == _told(given, known):
         marks = [f"{each['fingerprint'][:16]}..." for each in (given, known)]
-        has, got = "", f"holds other images (fingerprint {', expected '.join(marks)})"
+        has, got = "", f"holds other images or targets (fingerprint {', expected '.join(marks)})"
     raise UserError(f"{made} {first}{has}, but {second} {got}; give the same data with --data")
 
 

@@ -98,8 +98,7 @@ def parse(text: str, kind: type[Options], what: str) -> Any:
 def nearest(given: str, known: Sequence[str]) -> str:
     """Return a hint for a message: the names most similar to ``given``, or the first ten."""
     folded = {name.casefold(): name for name in reversed(known)}
-    close = difflib.get_close_matches(given.casefold(), folded, n=3, cutoff=0.6)
-    if close:
+    if close := difflib.get_close_matches(given.casefold(), folded, n=3, cutoff=0.6):
         return f"the nearest are {', '.join(folded[name] for name in close)}"
     more = f" and {len(known) - 10} more" if len(known) > 10 else ""
     return f"there are {', '.join(known[:10])}{more}"

@@ -75,8 +75,7 @@ def load_dataset(uri: str | os.PathLike[str] | None = None) -> Dataset:
     if "\0" in whole:
         raise UserError(f"the address of the data set {whole!r} contains a zero byte; remove it")
     address = Address.parse(whole)
-    source = _source(address)
-    if source is None:
+    if (source := _source(address)) is None:
         if not address.base:
             raise UserError(f"--data {uri!r} names no data set; give one of {_forms()}")
         raise UserError(f"there is no data source {uri!r}{_meant(address)}; give one of {_forms()}")
@@ -86,8 +85,7 @@ def load_dataset(uri: str | os.PathLike[str] | None = None) -> Dataset:
     if nothing or (source.path and not address.path):
         if nothing or source.found_in is None:
             raise UserError(f"{uri!r} lacks a path; write {form}")
-        found = resolve_uri(whole)
-        if found is None:
+        if (found := resolve_uri(whole)) is None:
             raise UserError(
                 f"{uri!r} is in no folder that {SEARCH_VARIABLE} lists ({searched_folders()}); put "
                 f"it there, or give --data {form}"
@@ -167,8 +165,7 @@ def moved_uri(uri: str | None, beside: Path) -> str | None:
     for around in beside.absolute().parents:
         # Nearest parent first. For data that was at a/b/c, try c, then b/c, then a/b/c there.
         for number in range(1, len(parts) + 1):
-            place = around.joinpath(*parts[-number:])
-            if place.exists():
+            if (place := around.joinpath(*parts[-number:])).exists():
                 return str(address._replace(path=str(place)))
     return uri
 

@@ -162,8 +162,9 @@ class DistillSettings(NetworkSettings, TrainAndTestSettings, MatchTrajectorySett
     colon (upsample:factor=2). The number of images per class is the largest that fits the storage
     of --ipc pixel images."""
     freeze: NonNegative = 0
-    """Number of images per class that are not learned (the first ones); a value below 1 is a
-    fraction of each class's images (SelMatch: 1 - alpha). 0: all are learned."""
+    """Number of stored images per class that are not learned (the first ones); a value below 1 is a
+    fraction of them (SelMatch: 1 - alpha). 0: all are learned. With --images flip, each stored
+    image is two of the set."""
     init: Literal["real", "noise", "representative", "correct", "difficulty"] = "real"
     """Initial synthetic images: real (random real images of each class) or noise (MTT: pix_init);
     representative: real images nearest to the centres of k-means on an expert's logits (AST);
@@ -217,6 +218,8 @@ class DistillSettings(NetworkSettings, TrainAndTestSettings, MatchTrajectorySett
             raise UserError(
                 f"{flag(name)} has no meaning for --objective {self.objective}; leave it out"
             )
+        whole = self.freeze < 1 or self.freeze % 1 == 0
+        self.expect("freeze", whole, "a whole number, or a fraction below 1")
         if self.student_optimiser == "adam":
             self.expect("student_momentum", self.student_momentum == 0, "0 for Adam")
         # T- < T <= T+ (DATM). The store may still lower the default end, see `window_end`.

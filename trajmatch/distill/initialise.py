@@ -155,8 +155,9 @@ def _members(dataset: Dataset, ipc: int) -> list[Tensor]:
         members.append((dataset.train_labels == index).nonzero().squeeze(1))
         if len(members[-1]) < ipc:
             raise UserError(
-                f"--ipc {ipc} asks for more real images than class {name!r} of {dataset.name} has "
-                f"({len(members[-1])}); lower --ipc or use --init noise"
+                f"the run asks for more real images than class {name!r} of {dataset.name} has: for "
+                f"{ipc}, but the class has {len(members[-1])}; lower --ipc, let --images make "
+                "fewer, or use --init noise"
             )
     return members
 
@@ -200,14 +201,24 @@ def initial_parameters(
             "but returned none"
         )
     # Parametrisations may lose detail, so the rendered images differ from the given ones.
-    with blamed(f"render of --images {spec}"), torch.no_grad():
-        rendered = parametrisation.render(parameters, images.shape[1:])
-    if not isinstance(rendered, Tensor) or rendered.shape != images.shape:
+    learned = {
+        name: tensor.detach().requires_grad_(tensor.is_floating_point())
+        for name, tensor in parameters.items()
+    }
+    with blamed(f"render of --images {spec}"), torch.enable_grad():
+        rendered = parametrisation.render(learned, images.shape[1:])
+    fits = isinstance(rendered, Tensor) and rendered.shape == images.shape
+    if not (fits and rendered.dtype == images.dtype):
         raise UserError(
-            f"--images {spec}: render should return images of shape {list(images.shape)}, but "
-            f"returned {described(rendered)}"
+            f"--images {spec}: render should return images of shape {list(images.shape)} and type "
+            f"{images.dtype}, but returned {described(rendered)}"
         )
-    return parameters, rendered
+    if not (rendered.requires_grad and rendered.isfinite().all()):
+        fault = "are not finite" if rendered.requires_grad else "do not depend on parameters"
+        raise UserError(
+            f"--images {spec}: render should return finite images with a gradient, but they {fault}"
+        )
+    return parameters, rendered.detach()
 
 
 def free_rows(spec: str, value: Tensor, classes: int, freeze: float) -> Tensor:
@@ -227,7 +238,7 @@ def free_rows(spec: str, value: Tensor, classes: int, freeze: float) -> Tensor:
     if not 0 < kept < rows:
         effect = "leaves nothing to learn" if kept else "freezes nothing"
         raise UserError(
-            f"--freeze {freeze:g} {effect}: each class has {rows} images, and "
+            f"--freeze {freeze:g} {effect}: each class has {rows} stored images, and "
             "some should be frozen and some learned; give another number, or a larger --ipc"
         )
     # The first rows of each class are frozen.

@@ -23,7 +23,7 @@ from trajmatch.distill.parameters import leaves
 from trajmatch.distill.problem import Problem, prepare
 from trajmatch.distill.selection import evaluate_iterate, is_due
 from trajmatch.distill.state import State
-from trajmatch.errors import UserError
+from trajmatch.errors import UserError, warn
 from trajmatch.lock import locked
 from trajmatch.parallel import ALONE, Ranks
 from trajmatch.progress import NoProgress, ProgressLike
@@ -114,6 +114,8 @@ def _distill(
                 if ranks.is_rank_0:
                     checkpoint.save(config.checkpoint_path, state, problem.identity)
             progress.update(state.iteration, loss=numbers["loss"], **_shown(problem, state))
+    if not state.applied:
+        warn(f"{config.out} has the initial images: every update was refused or skipped")
     result = problem.artifact(state)
     check_in_step(state, ranks)
     # Write the result before removing the checkpoint, so that a crash in between loses nothing.

@@ -92,8 +92,7 @@ def start_same(problem: Problem, state: State, ranks: Ranks) -> None:
     ranks.barrier()  # has no time limit: one rank may read its data much more slowly
     config = problem.config
     run = [problem.identity, config.parallel, config.checkpoint_every, state.iteration]
-    other = first_that_differs(ranks, files.json_checksum({"run": run}))
-    if other is not None:
+    if (other := first_that_differs(ranks, files.json_checksum({"run": run}))) is not None:
         raise UserError(
             f"processes 0 and {other} of this run have different settings, experts or checkpoints; "
             "start all with the same flags, and with --experts and --out in a folder that all "
@@ -112,8 +111,7 @@ def check_in_step(state: State, ranks: Ranks) -> None:
     if ranks.size == 1:
         return
     tensors = {str(index): each for index, each in enumerate(_tensors(state))}
-    other = first_that_differs(ranks, files.tensor_checksum(tensors))
-    if other is not None:
+    if (other := first_that_differs(ranks, files.tensor_checksum(tensors))) is not None:
         raise UserError(
             f"after iteration {state.iteration}, processes 0 and {other} no longer have the same "
             "images; their machines may differ in processor, GPU or libraries. Continue from the "

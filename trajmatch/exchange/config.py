@@ -44,8 +44,9 @@ class ConvertConfig(Settings):
     none."""
     lr: Positive | None = None
     """Learned step size (syn_lr); needed if there is no lr_*.pt (MTT's script writes none)."""
-    labels: Literal["logit", "probability"] | None = None
-    """Kind of floating-point labels: target logits (as in DATM) or probabilities."""
+    labels: Literal["logit", "probability", "target"] | None = None
+    """Kind of floating-point labels: target logits (as in DATM), probabilities, or the target
+    vectors of a regression."""
     keep: str | None = None
     """Epochs of the trajectories to keep, e.g. 0-22; the last epoch is always kept. Default:
     all."""

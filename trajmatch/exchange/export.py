@@ -39,9 +39,9 @@ def export(config: ExportConfig) -> str:
         with files.whole_folder(config.out) as folder:
             _write_pictures(distilled, folder, hub=config.to == "huggingface")
     return (
-        f"{made}; {_clipped(distilled):.1%} of the pixel values lie outside 0 to 255 and are "
-        "clipped, so networks trained on these files will differ from those trained on --to npz "
-        "or torch"
+        f"{made}; pixel values are rounded, and clipped where they lie outside 0 to 255 "
+        f"({_clipped(distilled):.2%} of them), so networks trained on these files will differ from "
+        "those trained on --to npz or torch"
     )
 
 
@@ -71,8 +71,8 @@ def _write_pictures(distilled: Artifact, folder: Path, hub: bool) -> None:
         "file_name": [path.as_posix() for path in distilled.to_images(images)],
         "label": distilled.hard_labels.tolist(),
     }
-    if distilled.label_kind == "logit":
-        columns["logits"] = distilled.labels.tolist()
+    if distilled.label_kind != "index":
+        columns[f"{distilled.label_kind}s"] = distilled.labels.tolist()
     entries = [dict(zip(columns, row, strict=True)) for row in zip(*columns.values(), strict=True)]
     if hub:
         lines = "".join(json.dumps(entry, ensure_ascii=False) + "\n" for entry in entries)

@@ -62,7 +62,7 @@ def to_artifact(config: ConvertConfig, images_file: Path) -> str:
     if config.lr is None and not lr_file.is_file():
         lacking.append(f"--lr (eta, the learned step size, since there is no {lr_file.name})")
     if config.labels is None and labels.is_floating_point():
-        lacking.append("--labels (kind of floating-point labels: logit or probability)")
+        lacking.append("--labels (kind of floating-point labels: logit, probability or target)")
     origin = find_origin(config, lacking)
     dataset, images = origin.dataset, _tensor(images_file)
     count, classes = len(images) if images.ndim else 0, dataset.num_classes
@@ -150,7 +150,7 @@ def _labels(path: Path, labels: Tensor, kind: str | None) -> tuple[Any, Tensor]:
     # Artifacts store logits; log-probabilities are logits whose softmax is the probabilities.
     if kind == "probability":
         return "logit", log_probabilities(labels)
-    return "logit", _single(path, labels)
+    return kind or "logit", _single(path, labels)
 
 
 def _single(path: Path, tensor: Tensor) -> Tensor:

@@ -47,15 +47,14 @@ class Schedule(NamedTuple):
         epochs = [whole - 1, *(epoch for epoch, _ in pairs)]
         if epochs != sorted(set(epochs)):
             raise UserError(
-                f"the epochs of --drop-easy {drop_easy} should ascend and start no earlier than "
-                f"--curriculum has reached all images (epoch {whole})"
+                f"the epochs of --drop-easy {drop_easy} should ascend, from {whole} on, the first "
+                f"epoch that sees all images (--curriculum {grows})"
             )
         return cls(first, whole, pairs)
 
     def part(self, epoch: int) -> tuple[float, float]:
         """Return bounds (low, high) of an epoch's part: 0 is the easiest image, 1 the hardest."""
-        dropped = [share for after, share in self.drops if epoch > after]
-        if dropped:
+        if dropped := [share for after, share in self.drops if epoch > after]:
             # The latest pair replaces the earlier ones.
             return dropped[-1], 1.0
         return 0.0, min(1.0, self.first + (1 - self.first) * epoch / self.whole)

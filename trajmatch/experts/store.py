@@ -130,8 +130,7 @@ class Store:
                 "`trajmatch expert --out FOLDER` makes one"
             )
         store = cls(path, manifest_file.read(path))
-        missing = store.missing()
-        if complete and missing:
+        if (missing := store.missing()) and complete:
             raise UserError(
                 f"{path} lacks {len(missing)} of {store.num_experts} experts (the first is "
                 f"number {missing[0]}); run the same `trajmatch expert` with --resume"
@@ -273,8 +272,7 @@ class Store:
         Reads only these parameters. Convexified experts are interpolated between two waypoints.
         Raises UserError if there is no such expert or snapshot, or the file is damaged.
         """
-        waypoints = self.manifest.get("waypoints")
-        if waypoints is None:
+        if (waypoints := self.manifest.get("waypoints")) is None:
             return self._row("snapshots", expert, epoch)
         shares, ends = self._row("shares", expert, epoch), line_to(epoch, waypoints["epochs"])
         first, last = (self._row("snapshots", expert, end) for end in ends)

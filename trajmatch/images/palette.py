@@ -35,7 +35,7 @@ class Palette(WithSettings):
         """Return the number of images whose palettes and indices fit the budget."""
         # Bytes: indices rounded up to whole bytes, palette, minimum and step.
         size = -(-shape[1:].numel() * self.bits // 8) + self.colours * shape[0] + 8
-        return paid_for(ipc, f"palette:colours={self.colours}", size, shape)
+        return paid_for(ipc, f"palette:colours={self.colours}", size, shape, "bytes")
 
     def initial(self, images: Tensor, classes: int) -> Tensors:
         """Return the images, with the k-means centres of their colours as palettes."""

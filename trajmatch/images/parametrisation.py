@@ -103,16 +103,16 @@ def in_batches(render: Callable[..., Tensor], tensors: Sequence[Tensor], values:
     return torch.cat([once(*batch) for batch in batches])
 
 
-def paid_for(ipc: int, spec: str, values: int, shape: torch.Size) -> int:
+def paid_for(ipc: int, spec: str, values: int, shape: torch.Size, unit: str = "values") -> int:
     """Return the number of images, ``values`` numbers each, that fit the storage of ``ipc`` images.
 
-    ``shape`` is ``[C, H, W]``. UserError is raised if none fits.
+    ``shape`` is ``[C, H, W]``; ``unit`` is for messages. UserError is raised if none fits.
     """
     pixels = shape.numel()
     if ipc * pixels >= values:
         return ipc * pixels // values
     raise UserError(
-        f"--images {spec} stores {values} values for each image, but the budget of --ipc {ipc} is "
-        f"{ipc * pixels} values per class ({ipc} x {pixels}); take --ipc {-(-values // pixels)} or "
+        f"--images {spec} stores {values} {unit} for each image, but the budget of --ipc {ipc} is "
+        f"{ipc * pixels} {unit} per class ({ipc} x {pixels}); take --ipc {-(-values // pixels)} or "
         "more, or a smaller parametrisation"
     )

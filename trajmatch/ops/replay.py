@@ -88,8 +88,7 @@ class Fingerprints:
 
     def check(self, eps: float) -> None:
         """Raise RuntimeError if a recomputed step differs; on a GPU this waits for the device."""
-        steps = sorted(step for step, again in self._kept if again)
-        if not steps:
+        if not (steps := sorted(step for step, again in self._kept if again)):
             return
         # [steps, 2] each, so that all numbers leave the GPU in one transfer.
         first, second = (

@@ -61,8 +61,7 @@ def joined(device: str, timeout: float = DEFAULT_TIMEOUT) -> Iterator[Ranks]:
     if not is_launched():
         yield ALONE
         return
-    on_gpu = device.startswith("cuda")
-    if on_gpu:
+    if on_gpu := device.startswith("cuda"):
         torch.cuda.set_device(device)
     with answering():
         store, rank, size = next(rendezvous("env://", timeout=timedelta(seconds=DEFAULT_TIMEOUT)))

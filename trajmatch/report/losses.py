@@ -39,8 +39,7 @@ def verdict(losses: Sequence[float | None], settings: Mapping[str, Any]) -> str:
         first, last = map(fmean, ends)
         numbers = f"from {first:.4g} to {last:.4g}, means of the first and the last tenth"
         return f"The loss of --objective {settings['objective']} went {numbers}."
-    unmoved = of_no_step(settings)
-    if unmoved is None:
+    if (unmoved := of_no_step(settings)) is None:
         return "There is no reference value for this loss, because one of its terms is your own."
     # Relative to a student that does not move, losses of different terms have the same meaning.
     first, last = (fmean(part) / unmoved for part in ends)

@@ -58,8 +58,7 @@ def score_tables(results: Results) -> list[Table]:
 
 def accuracy_chart(run: Run) -> Chart | None:
     """Draw the evaluations during the run, with the baselines; None if nothing was evaluated."""
-    evaluations = run.history.evaluations
-    if not evaluations:
+    if not (evaluations := run.history.evaluations):
         return None
     curves = []
     for split in dict.fromkeys(each.split for each in evaluations):

@@ -105,8 +105,7 @@ def _pictures(part: Path, present: Sequence[str], names: Sequence[str]) -> list[
                 f"into the folder of its class or out of {part}, or choose another part with "
                 "?test=NAME"
             )
-        name = known.get(composed(entry.name))
-        if name is None:
+        if (name := known.get(composed(entry.name))) is None:
             raise UserError(
                 f"{entry} is not a class of the training set ("
                 f"{', '.join(present) or 'it has none'}); training and test set must have class "

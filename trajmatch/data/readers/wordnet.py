@@ -34,8 +34,7 @@ def load_imagenet(address: Address, options: ImageNetOptions) -> Dataset:
     id or, in a subset, also by name. The classes of a subset are in MTT's order. Mean and std are
     ImageNet's constants.
     """
-    root = _imagenet_in(address.place)
-    if root is None:
+    if (root := _imagenet_in(address.place)) is None:
         raise UserError(
             f"{address.place} should hold train/WNID/IMAGE and val/WNID/IMAGE, with WordNet ids "
             "such as n01440764 as names of folders; sort the validation images into such folders, "
@@ -65,8 +64,7 @@ def load_tiny(address: Address, options: ImageOptions) -> Dataset:
     because the official test images have no labels. Classes are sorted by WordNet id and named by
     their first synonym. Mean and std are ImageNet's constants.
     """
-    root = _tiny_in(address.place)
-    if root is None:
+    if (root := _tiny_in(address.place)) is None:
         raise UserError(
             f"{address.place} holds no wnids.txt, neither directly nor in {_TINY_FOLDER}; unpack "
             "the archive of Tiny ImageNet there"

@@ -124,8 +124,7 @@ CHOICES = {"uniform": lambda: None, "gradient": GradientWindows}
 def train_and_test(setup: Setup) -> TrainAndTest:
     """Return the train-and-test objective of a run with its ``--window-choice``."""
     spec, plain = setup.config.window_choice, TrainAndTest.of(setup)
-    choice = made("--window-choice", "choice of windows", spec, CHOICES)
-    if choice is None:
+    if (choice := made("--window-choice", "choice of windows", spec, CHOICES)) is None:
         return plain
     expect_kind(f"--window-choice {spec}", choice, GradientWindows)
     if choice.spread >= setup.config.window:

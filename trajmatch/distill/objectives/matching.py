@@ -34,8 +34,7 @@ class MatchingLoss:
     def waypoints(self, steps: int) -> list[Waypoint]:
         """Check and return the waypoints of all terms for a student of ``steps`` steps."""
         found = [_waypoints_of(name, term, steps, self.epochs) for name, term in self._named()]
-        points = [*chain.from_iterable(found)]
-        if not points:
+        if not (points := [*chain.from_iterable(found)]):
             raise UserError(
                 f"--terms {self._listed()} compares nothing: for {steps} student steps and "
                 f"{self.epochs} expert epochs, waypoints returns no Waypoint"

@@ -134,8 +134,7 @@ class Layers(AtTheEnd):
         """Return the distance; UserError if a pattern fits no tensor, or all weights are 0."""
         found = {name: 1.0 for name in course.shapes}
         for pattern, weight in self._weights.items():
-            fitting = [name for name in found if fnmatchcase(name, pattern)]
-            if not fitting:
+            if not (fitting := [name for name in found if fnmatchcase(name, pattern)]):
                 raise UserError(
                     f"--terms layers: no parameter of the network fits {pattern!r}; it has "
                     f"{', '.join(found)}"
