@@ -23,7 +23,7 @@ def tiny_set(data: str, **changes: Any) -> Artifact:
         "mean": dataset.mean,
         "std": dataset.std,
         "dsa": "none",
-        "network": networks.specify("convnet:width=4,depth=1", channels, dataset.num_classes, size),
+        "network": networks.specify("convnet:width=4,depth=1", channels, dataset.num_outputs, size),
         "class_names": dataset.class_names,
         "dataset_name": dataset.name,
         "dataset_fingerprint": dataset.fingerprint,

@@ -354,9 +354,7 @@ def assemble(
 ) -> Artifact:
     """Make an artifact from the content of a file; raise UserError if the content is invalid."""
     if metadata.get("format") != FORMAT:
-        raise UserError(
-            f"{path} is not a distilled set: its format is {metadata.get('format', 'another')!r}"
-        )
+        raise UserError(f"{path} is not a distilled set: its format is {metadata.get('format')!r}")
     if metadata.get("format_version") not in range(1, FORMAT_VERSION + 1):
         raise UserError(
             f"{path} has format version {metadata.get('format_version')}, and this is trajmatch "
@@ -392,8 +390,7 @@ def source_dataset(distilled: Artifact, file: files.PathLike, data: str | None) 
     found or is another one.
     """
     name = distilled.dataset_name
-    uri = data or resolve_uri(name)
-    if uri is None:
+    if (uri := data or resolve_uri(name)) is None:
         raise UserError(
             f"{file} was distilled from the data set {name!r}, which is neither shipped nor in a "
             f"folder that {SEARCH_VARIABLE} lists ({searched_folders()}); add its folder there, or "

@@ -167,11 +167,11 @@ def expect_kind(what: str, value: object, kind: type[Any]) -> None:
 
 
 def described(value: object) -> str:
-    """Return the type of a value in words, and the shape of a tensor, for a message."""
+    """Return the type of a value in words, and the shape of a tensor or array, for a message."""
     if value is None:
         return "None"
     size = f" of {len(value)}" if isinstance(value, tuple | list) else ""
-    if hasattr(value, "shape") and hasattr(value, "dtype"):
+    if hasattr(value, "shape") and hasattr(value, "dtype") and not isinstance(value, type):
         size = f" of shape {list(value.shape)} and type {value.dtype}"
     kind = type(value).__name__
     return f"{'an' if kind[0].lower() in 'aeiou' else 'a'} {kind}{size}"

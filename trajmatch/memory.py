@@ -51,8 +51,7 @@ def available_memory() -> int:
 
 def check_memory(what: str, needed: int, advice: str) -> None:
     """Raise UserError ``WHAT take N GB ...; ADVICE`` if ``needed`` bytes are not available."""
-    free = available_memory()
-    if needed > free:
+    if needed > (free := available_memory()):
         raise UserError(
             f"{what} take {needed / 1e9:.1f} GB of memory, but {free / 1e9:.1f} GB are free; "
             f"{advice}"
@@ -87,8 +86,7 @@ def resident_memory() -> int:
 def device_memory() -> int:
     """Return the bytes that this process has reserved on CUDA devices."""
     # Do not import torch or initialise CUDA, which would take time and memory.
-    torch = sys.modules.get("torch")
-    if torch is None or not torch.cuda.is_initialized():
+    if (torch := sys.modules.get("torch")) is None or not torch.cuda.is_initialized():
         return 0
     return sum(torch.cuda.memory_reserved(device) for device in range(torch.cuda.device_count()))
 

@@ -65,7 +65,7 @@ def test_what_differs_is_said_in_the_users_terms(
 
 def test_fingerprints_are_shown_only_where_all_else_is_equal() -> None:
     message = refusal()
-    assert "npz:q.npz holds other images or targets" in message
+    assert "npz:q.npz holds other images, labels or targets" in message
     assert f"{'b' * 16}..., expected {'a' * 16}..." in message
     assert "fingerprint" not in refusal(shape=[3, 32, 32])
 

@@ -60,9 +60,13 @@ def test_the_default_window_ends_at_20_for_long_experts() -> None:
     assert config().window_end([*range(11), 50]) == 9
     with pytest.raises(UserError, match=r"--min-start-epoch should be below .* 20, but is 20"):
         config(min_start_epoch=20)
+    assert config(min_start_epoch=20, max_start_epoch=30).window_end(range(51)) == 30
+
+
+def test_freeze_is_a_number_of_images_or_a_fraction() -> None:
+    assert [config(freeze=freeze).freeze for freeze in (0.5, 2)] == [0.5, 2]
     with pytest.raises(UserError, match="freeze should be a whole number, or a fraction below 1"):
         config(freeze=1.5)
-    assert config(min_start_epoch=20, max_start_epoch=30).window_end(range(51)) == 30
 
 
 def test_choosing_an_iterate_needs_evaluations() -> None:

@@ -156,10 +156,14 @@ class Broken(Parametrisation):
             Broken(rendered=torch.ones(6, 1, 8, 8).double()),
             "render should return .* and type torch.float32, but returned .*torch.float64",
         ),
-        (Broken(rendered=torch.ones(6, 1, 8, 8)), "render .* but they do not depend on parameters"),
+        (Broken(rendered=torch.full((6, 1, 8, 8), math.nan)), "render returned .* not finite"),
         (
-            Broken(rendered=torch.full((6, 1, 8, 8), math.nan, requires_grad=True)),
-            "render .* but they are not finite",
+            Broken(rendered=torch.ones(6, 1, 8, 8)),
+            "render .* gradient .* but there is none for 'x'",
+        ),
+        (
+            Broken(rendered=torch.ones(6, 1, 8, 8, requires_grad=True)),
+            "render .* gradient .* but there is none for 'x'",
         ),
     ],
 )

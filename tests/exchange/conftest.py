@@ -29,6 +29,7 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> str:
         pixels = draw.integers(0, 60, (count, 8, 8, 1), dtype=np.uint8)
         pixels[np.arange(count), 2 * labels] += 180
         arrays |= {f"x_{split}": pixels, f"y_{split}": labels}
+        arrays[f"{split}_vectors"] = np.random.default_rng(1).standard_normal((count, 5))
     np.savez(path, **arrays)
     return f"npz:{path}"
 
@@ -47,14 +48,19 @@ def distilled(request: pytest.FixtureRequest, data: str) -> Artifact:
     return made(request.param, data)
 
 
+def data_for(kind: str, data: str) -> str:
+    """The data set that a kind of labels needs."""
+    return f"{data}?targets=vectors" if kind == "target" else data
+
+
 def made(kind: str, data: str) -> Artifact:
     """Two images per class: of a kind of labels, or whitened (zca), with hard labels."""
     index = torch.arange(CLASSES).repeat_interleave(2)
     soft = torch.randn(len(index), CLASSES).scatter_(1, index[:, None], 5.0)
     return tiny_set(
-        data,
+        data_for(kind, data),
         images=torch.randn(len(index), 1, 8, 8),
-        labels=soft if kind in ("logit", "target") else index,
+        labels={"logit": soft, "target": torch.randn(len(index), 5)}.get(kind, index),
         label_kind="index" if kind == "zca" else kind,
         lr=0.0123,  # which float32 does not have
         zca=zca.fit(load_dataset(data).train_images) if kind == "zca" else None,

@@ -17,6 +17,8 @@ from trajmatch.errors import UserError
 from trajmatch.exchange.config import ConvertConfig
 from trajmatch.exchange.convert import convert
 
+from .conftest import data_for
+
 ORIGIN = {"network": "convnet:width=4,depth=1", "preprocessing": "data", "dsa": "flip_crop"}
 LABELS = torch.arange(3).repeat_interleave(2)
 
@@ -52,7 +54,7 @@ def read(tmp_path: Path, data: str) -> Callable[..., Artifact]:
 def test_an_ending_of_another_kind_of_file_is_warned_of(file, distilled, tmp_path, data) -> None:
     convert(ConvertConfig(source=file, out=tmp_path / "set"))
     kind = None if distilled.label_kind == "index" else distilled.label_kind
-    given = {"data": data, **ORIGIN, "preprocessing": "data", "labels": kind}
+    given = {"data": data_for(kind, data), **ORIGIN, "preprocessing": "data", "labels": kind}
     with pytest.warns(UserWarning, match="out.pt will be a safetensors file"):
         convert(ConvertConfig(source=tmp_path / "set", out=tmp_path / "out.pt", **given))
 
@@ -60,12 +62,13 @@ def test_an_ending_of_another_kind_of_file_is_warned_of(file, distilled, tmp_pat
 # --- there and back
 
 
-def test_a_distilled_set_comes_back_to_the_bit(file, distilled, tmp_path, read) -> None:
+def test_a_distilled_set_comes_back_to_the_bit(file, distilled, tmp_path, read, data) -> None:
     made = convert(ConvertConfig(source=file, out=tmp_path / "set"))
     assert "images.pt, labels.pt and lr.pt of 6 images" in made
     kind = None if distilled.label_kind == "index" else distilled.label_kind
     preprocessing = "zca" if distilled.zca is not None else "data"
-    again = read(tmp_path / "set", labels=kind, preprocessing=preprocessing)
+    given = {"data": data_for(kind, data), "labels": kind, "preprocessing": preprocessing}
+    again = read(tmp_path / "set", **given)
     assert torch.equal(again.images, distilled.images)
     assert torch.equal(again.labels, distilled.labels)
     assert (again.label_kind, again.lr) == (distilled.label_kind, distilled.lr)
@@ -85,6 +88,13 @@ def test_files_of_the_scripts_come_back_to_the_bit(write, read, tmp_path, labels
             for path in (folder / f"{name}_best.pt", tmp_path / "again" / f"{name}.pt")
         )
         assert torch.equal(first, second) and first.dtype == second.dtype
+
+
+@pytest.mark.parametrize(("kind", "other"), [("target", "logit"), ("logit", "target")])
+def test_targets_and_data_with_targets_need_each_other(write, read, data, kind, other) -> None:
+    folder = write(images=images(), labels=torch.randn(6, 3), lr=torch.tensor(0.01))
+    with pytest.raises(UserError, match=r"--labels target needs --data with \?targets=NAME"):
+        read(folder, labels=kind, data=data_for(other, data))
 
 
 def test_labels_that_were_learned_are_read(write, read) -> None:

@@ -30,7 +30,7 @@ def places(store: Path, experts: int = 2) -> list[Place]:
     return [checkpoints.place(expert) for expert in range(experts)]
 
 
-# An epoch of the 36 images has three steps.
+# By default, an epoch of the 36 images has three steps.
 @pytest.mark.parametrize(
     ("settings", "step", "place"),
     [
@@ -38,6 +38,7 @@ def places(store: Path, experts: int = 2) -> list[Place]:
         ({"momentum": 0.9, "keep": "0,2"}, 6, (1, 2)),
         ({"optimiser": "adam", "lr_decay": 0.5}, 8, (2, 1)),
         ({"norm": "batch", "dsa": "none", "zca": True}, 5, (1, 1)),
+        ({"batch_size": 8}, 2, (0, 1)),  # four full batches and a smaller one
         ({"rho": 0.01, "alpha": 0.5, "loss_scale": "rising", "dtype": "bfloat16"}, 4, (1, 0)),
     ],
 )
@@ -64,6 +65,26 @@ def test_goes_on_inside_an_epoch_to_equal_bytes(
     monkeypatch.setattr(trajectory, "steps_at_once", lambda device: at_once)
     train_experts(config)
     assert contents(config.out) == contents(whole.out)  # hidden files included: none is left
+
+
+def test_a_run_of_several_steps_at_once_goes_on_to_equal_bytes(
+    make_config: MakeConfig,
+    tmp_path: Path,
+    contents: Contents,
+    stop_at: StopAt,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    train_experts(make_config(out=tmp_path / "whole", epochs=3, batch_size=8))
+    config = make_config(epochs=3, batch_size=8, resume=True)
+    # An epoch has four full batches and a smaller one: it is taken in three parts.
+    for stop, at_once, place in ((5, 2, (1, 2)), (2, 1, (1, 3)), (2, 2, (1, 4))):
+        monkeypatch.setattr(trajectory, "steps_at_once", lambda device, steps=at_once: steps)
+        stop_at(stop)
+        with pytest.raises(interruption.Interrupted):
+            train_experts(config)
+        assert places(config.out)[0] == place
+    train_experts(config)
+    assert contents(config.out) == contents(tmp_path / "whole")
 
 
 def test_progress_counts_the_epochs_of_a_checkpoint(

@@ -397,7 +397,7 @@ def test_one_against_four_side_by_side(record) -> None:
     side_by_side.run(settings_of("side_by_side"), record)
     assert record.content["faults"] == []
     table = record.content["table"]
-    experts = ["experts, 4,3,3, graphs of 1", "experts, 4,3,3, graphs of 3"]
+    experts = ["experts, 4,3,4, graphs of 1", "experts, 4,3,4, graphs of 2"]
     assert list(table) == ["matches, 4,3,3", *experts, "networks, 4,3,3"]
     for row in table.values():
         assert row["4"]["seconds_each"] == row["4"]["median"] / 4

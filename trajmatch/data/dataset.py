@@ -357,8 +357,8 @@ def check_same_data(
     has, got = f" with {_told(known, given)}", f"has {_told(given, known)}"
     # If classes and shape are the same, only the fingerprints can show the difference.
     if _told(known, given) == _told(given, known):
-        marks = [f"{each['fingerprint'][:16]}..." for each in (given, known)]
-        has, got = "", f"holds other images or targets (fingerprint {', expected '.join(marks)})"
+        marks = ", expected ".join(f"{each['fingerprint'][:16]}..." for each in (given, known))
+        has, got = "", f"holds other images, labels or targets (fingerprint {marks})"
     raise UserError(f"{made} {first}{has}, but {second} {got}; give the same data with --data")
 
 

@@ -102,8 +102,7 @@ def spec(eps: float = EPS) -> dict[str, Any]:
 
 def from_parts(spec: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> ZCA:
     """Rebuild a transform from its spec and tensors; raise UserError if they are invalid."""
-    described = isinstance(spec, Mapping) and spec.get("kind") == KIND
-    eps = spec.get("eps") if described else None
+    eps = spec.get("eps") if isinstance(spec, Mapping) and spec.get("kind") == KIND else None
     mean, triangle = (tensors.get(name, torch.empty(0)) for name in (_MEAN, _TRIANGLE))
     dimension = mean.numel()
     # The file is untrusted. The triangle of a D x D matrix has D (D + 1) / 2 entries.

@@ -30,7 +30,6 @@ class Description(msgspec.Struct, tag_field="format", tag=FORMAT):
 def save(path: Path, state: State, identity: dict[str, Any]) -> None:
     """Atomically write the state after a whole outer iteration, with ``Problem.identity``."""
     moving = learned(state.parameters)
-    found = Description(identity, settings_of(state, Progress))
     # Tensors are named by their part of the state: value.images, velocity.images, draws.experts.
     files.save_tensors(
         path,
@@ -41,7 +40,7 @@ def save(path: Path, state: State, identity: dict[str, Any]) -> None:
             **_named("best", state.best_values),
             **_named("draws", state.random_state),
         },
-        msgspec.to_builtins(found),
+        msgspec.to_builtins(Description(identity, settings_of(state, Progress))),
     )
 
 

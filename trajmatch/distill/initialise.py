@@ -5,6 +5,7 @@ generators ``draw`` make all random choices.
 """
 
 import math
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
@@ -53,8 +54,8 @@ def from_correct(
             raise UserError(
                 f"--init correct finds only {len(rows)} images of class "
                 f"{dataset.class_names[index]!r} that one of the {experts.count} experts "
-                f"classifies correctly, but --ipc is {ipc}; train experts for longer, lower --ipc, "
-                "or use --init real"
+                f"classifies correctly, but the run needs {ipc}; train experts for longer, lower "
+                "--ipc, or use --init real"
             )
         chosen.append(rows)
     return _real(dataset, chosen)
@@ -74,8 +75,8 @@ def from_representatives(
     count = ipc if clusters is None else clusters
     if ipc % count:
         raise UserError(
-            f"--init-clusters {count} should divide --ipc {ipc}, so that every cluster gives the "
-            "same number of images; leave it out for one cluster for each image"
+            f"--init-clusters {count} should divide the {ipc} images per class, so that every "
+            "cluster gives the same number; leave it out for one cluster for each image"
         )
     expert = int(torch.randint(experts.count, (), generator=draw))
     state = int(torch.randint(2**31, (), generator=draw))
@@ -103,7 +104,7 @@ def from_difficulty(dataset: Dataset, ipc: int, scores: Tensor, beta: float) -> 
         if len(members) < skipped + ipc:
             raise UserError(
                 f"--init-beta {beta:g} leaves out the hardest {skipped} images of each class, and "
-                f"--ipc {ipc} takes the next {ipc}, but class {dataset.class_names[index]!r} has "
+                f"the run takes the next {ipc}, but class {dataset.class_names[index]!r} has "
                 f"only {len(members)}; lower --init-beta or --ipc"
             )
         hardest = members[scores[members].argsort(descending=True, stable=True)]
@@ -155,9 +156,9 @@ def _members(dataset: Dataset, ipc: int) -> list[Tensor]:
         members.append((dataset.train_labels == index).nonzero().squeeze(1))
         if len(members[-1]) < ipc:
             raise UserError(
-                f"the run asks for more real images than class {name!r} of {dataset.name} has: for "
-                f"{ipc}, but the class has {len(members[-1])}; lower --ipc, let --images make "
-                "fewer, or use --init noise"
+                f"the run asks for more real images than class {name!r} of {dataset.name} has "
+                f"({ipc} instead of {len(members[-1])}); lower --ipc, choose --images with fewer "
+                "images per class, or use --init noise"
             )
     return members
 
@@ -213,11 +214,19 @@ def initial_parameters(
             f"--images {spec}: render should return images of shape {list(images.shape)} and type "
             f"{images.dtype}, but returned {described(rendered)}"
         )
-    if not (rendered.requires_grad and rendered.isfinite().all()):
-        fault = "are not finite" if rendered.requires_grad else "do not depend on parameters"
-        raise UserError(
-            f"--images {spec}: render should return finite images with a gradient, but they {fault}"
-        )
+    if not rendered.isfinite().all():
+        raise UserError(f"--images {spec}: render returned images that are not finite")
+    floats = {name: tensor for name, tensor in learned.items() if tensor.requires_grad}
+    grads: Sequence[Tensor | None] = [None]
+    with blamed(f"the gradient of --images {spec}"):
+        if rendered.requires_grad:
+            grads = torch.autograd.grad(rendered.sum(), [*floats.values()], allow_unused=True)
+    for name, grad in zip(floats, grads, strict=False):
+        if grad is None:
+            raise UserError(
+                f"--images {spec}: render should return images with a gradient with respect to "
+                f"every floating-point parameter, but there is none for {name!r}"
+            )
     return parameters, rendered.detach()
 
 

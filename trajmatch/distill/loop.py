@@ -114,14 +114,15 @@ def _distill(
                 if ranks.is_rank_0:
                     checkpoint.save(config.checkpoint_path, state, problem.identity)
             progress.update(state.iteration, loss=numbers["loss"], **_shown(problem, state))
-    if not state.applied:
-        warn(f"{config.out} has the initial images: every update was refused or skipped")
     result = problem.artifact(state)
     check_in_step(state, ranks)
     # Write the result before removing the checkpoint, so that a crash in between loses nothing.
     if ranks.is_rank_0:
         artifact.save(config.out, result)
         config.checkpoint_path.unlink(missing_ok=True)
+        if not state.applied:
+            reasons = f"every update was refused or skipped; the log {config.log_path} says why"
+            warn(f"{config.out} has the initial images: {reasons}")
     # No rank returns before the file exists.
     ranks.barrier()
     return result

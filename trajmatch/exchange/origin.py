@@ -55,7 +55,7 @@ def find_origin(config: ConvertConfig, lacking: Sequence[str] = ()) -> Origin:
         if config.network is None and expert is not None:
             network = network_spec(expert, dataset)
         else:
-            sizes = (dataset.channels, dataset.num_classes, dataset.image_size)
+            sizes = (dataset.channels, dataset.num_outputs, dataset.image_size)
             network = networks.specify(str(config.network), *sizes)
     return Origin(
         dataset=preprocessed(dataset, kind, config),

@@ -72,6 +72,8 @@ def to_artifact(config: ConvertConfig, images_file: Path) -> str:
             f"for each of the {classes} classes of {dataset.name}; give the --data that they were "
             "made from"
         )
+    if (config.labels == "target") != (dataset.loss == "mse"):
+        raise UserError("--labels target needs --data with ?targets=NAME, and the other way round")
     lr = _step_size(lr_file, config.lr)
     kind, labels = _labels(labels_file, labels, config.labels)
     with as_user_error(f"{images_file} and {labels_file.name} cannot be used: "):
@@ -150,7 +152,8 @@ def _labels(path: Path, labels: Tensor, kind: str | None) -> tuple[Any, Tensor]:
     # Artifacts store logits; log-probabilities are logits whose softmax is the probabilities.
     if kind == "probability":
         return "logit", log_probabilities(labels)
-    return kind or "logit", _single(path, labels)
+    assert kind is not None  # else to_artifact has reported it as missing
+    return kind, _single(path, labels)
 
 
 def _single(path: Path, tensor: Tensor) -> Tensor:

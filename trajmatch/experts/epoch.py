@@ -29,9 +29,7 @@ def learning_rate(recipe: dict[str, Any], index: int) -> float:
 
 def loss_scale(recipe: dict[str, Any], index: int) -> float:
     """Return the loss factor of epoch ``index``: 1, or rising from 0.5 to 1 in ten epochs (AST)."""
-    if recipe["loss_scale"] == "constant" or index >= 10:
-        return 1.0
-    return 0.5 + 0.05 * index
+    return 1.0 if recipe["loss_scale"] == "constant" or index >= 10 else 0.5 + 0.05 * index
 
 
 class Epoch(Batch):
@@ -46,7 +44,7 @@ class Epoch(Batch):
         return Epoch(*(each.to(device) for each in self))
 
     def batches(self, size: int, together: int, taken: int = 0) -> Iterator[tuple[int, Batch]]:
-        """Yield the batches of all steps but the first ``taken``, and the steps before each.
+        """Yield the number of steps taken before a batch, and the batch, from step ``taken`` on.
 
         Each tensor has a leading dimension, the number of steps: ``together``, or 1 at the end of
         the epoch, where fewer full batches are left. The last batch may be smaller.

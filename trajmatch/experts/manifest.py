@@ -115,5 +115,4 @@ def read(folder: Path) -> dict[str, Any]:
 
 def write(folder: Path, manifest: dict[str, Any]) -> None:
     """Write a manifest to a store folder, with a checksum."""
-    checksum = {files.CHECKSUM: files.json_checksum(manifest)}
-    files.write_json(folder / NAME, {**manifest, **checksum})
+    files.write_json(folder / NAME, {**manifest, files.CHECKSUM: files.json_checksum(manifest)})

@@ -140,8 +140,7 @@ def read_scores(
     # Little-endian, and before the split: the fingerprint depends on neither machine nor holdout.
     values = scores.astype("<f8")
     kept, _ = split_holdout(dataset.train_labels, dataset.class_names, *holdout)
-    fingerprint = hashlib.sha256(values.tobytes()).hexdigest()
-    return Scores(torch.from_numpy(values)[kept], fingerprint)
+    return Scores(torch.from_numpy(values)[kept], hashlib.sha256(values.tobytes()).hexdigest())
 
 
 def _content(path: files.PathLike) -> tuple[np.ndarray[Any, Any], Description | None]:

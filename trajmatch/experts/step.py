@@ -173,6 +173,8 @@ class ExpertState:
 class Batch(NamedTuple):
     """Inputs of one step of ``K`` experts, on the device of the images.
 
+    For ``S`` steps, every tensor has a leading dimension ``S``.
+
     ``indices [K, B]``, int64, choose the images. ``dsa [K, B, 5]``, float64, are their parameters
     for :func:`trajmatch.ops.dsa`; ``[K, B, 0]`` without augmentation. ``lr`` and ``loss_scale``,
     the factor of the loss (AST: ``c_e``), are ``[K]``, float32.
@@ -265,13 +267,13 @@ def step_of(
     return ExpertStep(model, images, labels, normalise, optimiser, penalty, gsam, loss, *decay)
 
 
-#: Function that takes ``S`` steps with every expert. Each tensor of its batch has a leading
-#: dimension ``S``. It returns the sums of all images' losses before each step: ``[K]``, float64.
+#: Function that takes ``S`` steps with every expert. It gets their :class:`Batch`, and returns the
+#: sum of all images' losses, each before the change of its step: ``[K]``, float64.
 TakeSteps = Callable[[Batch], Tensor]
 
 
 def steps_at_once(device: torch.device) -> int:
-    """Return the number of steps that one CUDA graph takes; 1 on a CPU."""
+    """Return the number of steps to take in one call: 16 on a CUDA device, as one graph, else 1."""
     return 16 if device.type == "cuda" else 1
 
 

@@ -182,8 +182,7 @@ def _copy(source: Store, expert: int, store: Store, number: int) -> None:
     """Copy an expert's file, reduced to the epochs that the new store keeps."""
     tensors, _ = files.load_tensors(source.expert_path(expert))
     rows = [source.snapshots_kept.index(epoch) for epoch in store.snapshots_kept]
-    names = {"buffers", "shares"} & tensors.keys()
-    kept = {name: tensors.pop(name)[rows] for name in names}
+    kept = {name: tensors.pop(name)[rows] for name in {"buffers", "shares"} & tensors.keys()}
     snapshots, metrics = tensors.pop("snapshots"), source.metrics(expert)
     # Convexified experts need all waypoints, whatever epochs are kept; only their `shares` shrink.
     snapshots = snapshots if "waypoints" in store.manifest else snapshots[rows]

@@ -38,10 +38,8 @@ class Implicit(WithSettings):
 
     def images_per_class(self, ipc: int, shape: torch.Size) -> int:
         """Return the number of images whose networks fit the budget."""
-        sizes = self._sizes(shape)
-        values = sum((inputs + 1) * outputs for inputs, outputs in pairwise(sizes))
-        spec = f"implicit:width={self.width},layers={self.layers}"
-        return paid_for(ipc, spec, values, shape)
+        values = sum((inputs + 1) * outputs for inputs, outputs in pairwise(self._sizes(shape)))
+        return paid_for(ipc, f"implicit:width={self.width},layers={self.layers}", values, shape)
 
     def initial(self, images: Tensor, classes: int) -> Tensors:
         """Fit one network to each image."""

@@ -49,8 +49,7 @@ def _backward(saved: Any, grad_loss: Tensor, _: Tensor) -> tuple[Tensor, ...]:
 
 
 def _fake_backward(given: Any) -> tuple[Tensor, ...]:
-    vectors = (given.student, given.target, given.start)
-    return tuple(each.new_empty(each.shape) for each in vectors)
+    return tuple(each.new_empty(each.shape) for each in (given.student, given.target, given.start))
 
 
 def _backward_backward(

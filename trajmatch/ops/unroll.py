@@ -203,8 +203,6 @@ class _Call:
 
     def __post_init__(self) -> None:
         expect, theta0, images = Expect("unroll"), self.theta0, self.images
-        whole = isinstance(self.tape_bytes, int)
-        expect.kind(whole, "tape_bytes", "be a whole number", repr(self.tape_bytes))
         expect.that(self.tape_bytes >= 0, "tape_bytes", "be at least 0", self.tape_bytes)
         most = self.micro_batch
         expect.that(most is None or most >= 1, "micro_batch", "be at least 1", most)

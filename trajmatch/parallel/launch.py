@@ -93,6 +93,5 @@ def joined(device: str, timeout: float = DEFAULT_TIMEOUT) -> Iterator[Ranks]:
         if isinstance(error, Exception):
             with suppress(Interrupted):
                 time.sleep(_GRACE)
-        status = error.status if isinstance(error, Interrupted) else _FAILED
-        raise SystemExit(status) from error
+        raise SystemExit(error.status if isinstance(error, Interrupted) else _FAILED) from error
     dist.destroy_process_group()

@@ -124,9 +124,8 @@ def read(path: Path, network: str | None = None) -> Results:
 
 def gathered(found: Sequence[Results]) -> Results:
     """Join results: networks and sizes from all of them, everything else from the first."""
-    first = found[0] if found else Results([])
     return msgspec.structs.replace(
-        first,
+        found[0] if found else Results([]),
         networks=[network for each in found for network in each.networks],
         # In reverse, so that the first file wins.
         sets={name: size for each in found[::-1] for name, size in each.sets.items()},

@@ -66,8 +66,7 @@ def _parts(root: Path, options: FolderOptions) -> tuple[Path, Path | None]:
     # it counts as a part only if the user chose it or if it is alone.
     if train and (test or options.train or len(present) == 1):
         parts = [name for name in folders if name.casefold() in (*TRAIN, *TEST)]
-        left_out = [name for name in parts if name not in (train, test)]
-        say_left_out(str(root), left_out, options)
+        say_left_out(str(root), [name for name in parts if name not in (train, test)], options)
         return root / train, root / test if test else None
     # No parts: a folder with a part's name that directly holds images is a class.
     alone, named = train or test, options.test and options.fraction is None

@@ -70,8 +70,7 @@ class ChosenWindow(TrainAndTest):
     def draws(self) -> Draws:
         """Return the random state at the start of the run."""
         # The longest window: W + d steps, for e_t = 1.
-        longest = self.setup.config.window + self.choice.spread
-        return Draws(self.setup, longest, choose=True)
+        return Draws(self.setup, self.setup.config.window + self.choice.spread, choose=True)
 
     def differentiate(self, task: Student, parameters: Tensors, plan: Plan) -> tuple[Tensor, ...]:
         """Choose a window and differentiate through it."""
