@@ -157,7 +157,7 @@ def test_refuses_a_foreign_file(tmp_path, content) -> None:
 
 def test_refuses_a_file_of_another_kind_and_says_which(tmp_path) -> None:
     files.save_tensors(tmp_path / "f", {"x": torch.zeros(1)}, {"format": "trajmatch something"})
-    with pytest.raises(UserError, match="not a distilled set, but a trajmatch something"):
+    with pytest.raises(UserError, match="not a distilled set: its format is 'trajmatch something'"):
         artifact.load(tmp_path / "f")
 
 

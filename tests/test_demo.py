@@ -137,16 +137,8 @@ def test_command(data, tmp_path, capsys) -> None:
     arguments = [
         *("demo", "--out", str(out), "--data", data, "--num-experts", "1", "--expert.epochs", "2"),
         *("--width", "4", "--depth", "1", "--iterations", "2", "--student-steps", "2"),
-        *(
-            "--expert-epochs",
-            "1",
-            "--max-start-epoch",
-            "1",
-            "--seeds",
-            "1",
-            "--evaluate.epochs",
-            "2",
-        ),
+        *("--expert-epochs", "1", "--max-start-epoch", "1", "--lr-img", "1", "--seeds", "1"),
+        *("--evaluate.epochs", "2"),
     ]
     assert main(arguments) == 0
     printed = capsys.readouterr().out

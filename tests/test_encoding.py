@@ -43,7 +43,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     np.savez(path / "d.npz", class_names=np.array([*NAMES[:2], "x"]), **arrays)
     settings = {"num-experts": 1, "expert.epochs": 2, "width": 2, "depth": 1, "iterations": 1}
     settings |= {"student-steps": 1, "expert-epochs": 1, "max-start-epoch": 1}
-    settings |= {"seeds": 1, "evaluate.epochs": 1}
+    settings |= {"lr-img": 1, "seeds": 1, "evaluate.epochs": 1}
     flags = [f"--{name}={value}" for name, value in settings.items()]
     data = ["--data", f"npz:{path / 'd.npz'}"]
     assert main(["demo", "--out", str(path / "out"), *data, *flags, "--quiet"]) == 0

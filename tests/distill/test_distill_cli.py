@@ -102,7 +102,7 @@ def test_help_names_the_papers_symbols(capsys) -> None:
     ("extra", "message"),
     [
         (["--max-start-epoch", "9"], "--max-start-epoch 9"),
-        (["--ipc", "13"], "--ipc 13"),
+        (["--ipc", "13"], "lower --ipc"),
         (["--ipc", "0"], "--ipc should be a whole number of at least 1, but is 0"),
         (["--select", "holdout", "--eval-every", "1"], "--holdout"),
         (["--device", "abacus"], "--device"),
@@ -145,7 +145,9 @@ def test_show_refuses_a_checkpoint(arguments, store, tmp_path, capsys) -> None:
     tensors, metadata = files.load_tensors(tmp_path / "d.safetensors")
     metadata["format"] = "trajmatch distillation checkpoint"
     files.save_tensors(tmp_path / "c", tensors, metadata)
-    assert "but a trajmatch distillation checkpoint" in fails(capsys, ["show", str(tmp_path / "c")])
+    assert "its format is 'trajmatch distillation checkpoint'" in fails(
+        capsys, ["show", str(tmp_path / "c")]
+    )
 
 
 @pytest.mark.parametrize(

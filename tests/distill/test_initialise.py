@@ -34,7 +34,7 @@ def test_real_images_depend_on_the_stream(data: str) -> None:
 
 
 def test_more_real_images_than_there_are(data: str) -> None:
-    with pytest.raises(UserError, match=r"--ipc 13 .* class 'circle/o' of shapes has \(12\)"):
+    with pytest.raises(UserError, match=r"class 'circle/o' of shapes has \(13 instead of 12\)"):
         initialise.from_real(load_dataset(data), 13, generator(0))
 
 
@@ -181,7 +181,7 @@ def test_representatives_of_a_real_expert(data: str, final_experts: FinalExperts
 
 
 def test_clusters_that_do_not_divide(data: str, final_experts: FinalExperts) -> None:
-    with pytest.raises(UserError, match="--init-clusters 4 should divide --ipc 6"):
+    with pytest.raises(UserError, match="--init-clusters 4 should divide the 6 images per class"):
         initialise.from_representatives(load_dataset(data), 6, final_experts, generator(0), 4)
 
 

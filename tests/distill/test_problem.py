@@ -75,7 +75,7 @@ def test_data_that_the_store_names_and_that_is_gone(configure, tmp_path) -> None
 
 def test_more_images_than_a_class_has(configure) -> None:
     config = configure(ipc=13)
-    with pytest.raises(UserError, match="--ipc 13"):
+    with pytest.raises(UserError, match="13 instead of 12"):
         distill(config)
     assert not config.out.exists()
 
@@ -100,7 +100,7 @@ def test_holdout_needs_a_store_with_one(configure, holdout_store) -> None:
 
 def test_initial_images_are_not_held_out(configure, holdout_store) -> None:
     problem = prepare(configure(experts=holdout_store, ipc=9))
-    with pytest.raises(UserError, match=r"has \(9\)"):
+    with pytest.raises(UserError, match=r"has \(10 instead of 9\)"):
         prepare(configure(experts=holdout_store, ipc=10)).initial_set()
     held_out = problem.training.normalise(problem.held_out[0])
     first = problem.initial_set().images

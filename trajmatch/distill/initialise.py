@@ -202,32 +202,41 @@ def initial_parameters(
             "but returned none"
         )
     # Parametrisations may lose detail, so the rendered images differ from the given ones.
+    return parameters, _rendered(setup, parameters, images)
+
+
+def _rendered(setup: Setup, parameters: Tensors, like: Tensor) -> Tensor:
+    """Render parameters; raise UserError unless the images are sound and have all gradients.
+
+    Images are sound if they are finite, with shape and type of ``like``.
+    """
+    spec = f"--images {setup.config.images}"
     learned = {
         name: tensor.detach().requires_grad_(tensor.is_floating_point())
         for name, tensor in parameters.items()
     }
-    with blamed(f"render of --images {spec}"), torch.enable_grad():
-        rendered = parametrisation.render(learned, images.shape[1:])
-    fits = isinstance(rendered, Tensor) and rendered.shape == images.shape
-    if not (fits and rendered.dtype == images.dtype):
+    with blamed(f"render of {spec}"), torch.enable_grad():
+        images = setup.parametrisation.render(learned, like.shape[1:])
+    fits = isinstance(images, Tensor) and images.shape == like.shape
+    if not (fits and images.dtype == like.dtype):
         raise UserError(
-            f"--images {spec}: render should return images of shape {list(images.shape)} and type "
-            f"{images.dtype}, but returned {described(rendered)}"
+            f"{spec}: render should return images of shape {list(like.shape)} and type "
+            f"{like.dtype}, but returned {described(images)}"
         )
-    if not rendered.isfinite().all():
-        raise UserError(f"--images {spec}: render returned images that are not finite")
+    if not images.isfinite().all():
+        raise UserError(f"{spec}: render returned images that are not finite")
     floats = {name: tensor for name, tensor in learned.items() if tensor.requires_grad}
     grads: Sequence[Tensor | None] = [None]
-    with blamed(f"the gradient of --images {spec}"):
-        if rendered.requires_grad:
-            grads = torch.autograd.grad(rendered.sum(), [*floats.values()], allow_unused=True)
+    with blamed(f"the gradient of {spec}"):
+        if images.requires_grad:
+            grads = torch.autograd.grad(images.sum(), [*floats.values()], allow_unused=True)
     for name, grad in zip(floats, grads, strict=False):
         if grad is None:
             raise UserError(
-                f"--images {spec}: render should return images with a gradient with respect to "
-                f"every floating-point parameter, but there is none for {name!r}"
+                f"{spec}: render should return images with a gradient with respect to every "
+                f"floating-point parameter, but there is none for {name!r}"
             )
-    return parameters, rendered.detach()
+    return images.detach()
 
 
 def free_rows(spec: str, value: Tensor, classes: int, freeze: float) -> Tensor:

@@ -120,8 +120,8 @@ def _distill(
     if ranks.is_rank_0:
         artifact.save(config.out, result)
         config.checkpoint_path.unlink(missing_ok=True)
-        if not state.applied:
-            reasons = f"every update was refused or skipped; the log {config.log_path} says why"
+        if state.refusals and not state.applied:
+            reasons = f"every update was refused; the log {config.log_path} says why"
             warn(f"{config.out} has the initial images: {reasons}")
     # No rank returns before the file exists.
     ranks.barrier()
