@@ -79,7 +79,7 @@ def experts(
         size: Their network, batch and steps.
         count: Experts.
         settings: Where they train.
-        at_once: Steps in a CUDA graph.
+        at_once: Steps that one CUDA graph takes.
         replay: Whether their steps are recorded, or called one after another.
 
     Returns:

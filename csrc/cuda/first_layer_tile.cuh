@@ -318,9 +318,9 @@ class PlaneSums {
       return false;
     }
   }
-  // Corrects variances in a second launch. Sums 0 to n - 1 are those of the values. The n sums
-  // after them, of squared deviations from the mean of each square, become those of squared
-  // deviations from the mean of the plane.
+  // Refers squared deviations to the mean of the whole plane; does nothing in other launches than
+  // the second. The first n sums of `memory_` are sums of values. The next n are sums of squared
+  // deviations, which the first launch took from the mean of each square.
   __device__ __forceinline__ void recentre(int n) const {
     if constexpr (kAgain) {
       for_each_sum([&](int i) {

@@ -173,11 +173,10 @@ class ExpertState:
 class Batch(NamedTuple):
     """Inputs of one step of ``K`` experts, on the device of the images.
 
-    For ``S`` steps, every tensor has a leading dimension ``S``.
-
     ``indices [K, B]``, int64, choose the images. ``dsa [K, B, 5]``, float64, are their parameters
     for :func:`trajmatch.ops.dsa`; ``[K, B, 0]`` without augmentation. ``lr`` and ``loss_scale``,
-    the factor of the loss (AST: ``c_e``), are ``[K]``, float32.
+    the factor of the loss (AST: ``c_e``), are ``[K]``, float32. A batch for ``S`` steps has the
+    same tensors with a leading dimension ``S``.
     """
 
     indices: Tensor
