@@ -1,4 +1,4 @@
-"""Recordings: the first replay is compared with a call, and each is made on its own device.
+"""Recordings: compared with a call, of the fastest way, and each on its own device.
 
 On the CPU ``call_again`` and its likes stand for a CUDA graph: this shows the comparison, and with
 stand-ins for streams which one is asked for, but not what CUDA does with it.
@@ -7,14 +7,19 @@ stand-ins for streams which one is asked for, but not what CUDA does with it.
 from __future__ import annotations
 
 from contextlib import contextmanager
+from functools import partial
 from types import SimpleNamespace
+from typing import get_args
 
 import pytest
 import torch
 from bench.recorders import call_again
 from torch import Tensor
 
-from trajmatch.recording import checked, cuda_graph
+from trajmatch import networks, recording
+from trajmatch.block import CudaBlocks
+from trajmatch.networks.engine import ways_to_measure
+from trajmatch.recording import Replayed, checked, cuda_graph
 
 
 def distorted(change):
@@ -100,6 +105,85 @@ def test_a_replay_that_changes_the_state_otherwise_is_refused(steps: int) -> Non
     with pytest.raises(RuntimeError, match=r"differs from a normal call by 1 \(relative\)"):
         checked(record, counter, [counter.state])
     assert counter.state.tolist() == [100.0] * 3
+
+
+class Clock:
+    """Ways to compute a function, in each of which a replay takes another time."""
+
+    def __init__(self, monkeypatch, **seconds: float) -> None:
+        self.seconds, self.now, self.inside, self.recordings = seconds, 0.0, "", []
+        monkeypatch.setattr(recording.time, "perf_counter", lambda: self.now)
+
+    @contextmanager
+    def way(self, name: str):
+        self.inside = name
+        yield
+        self.inside = ""
+
+    def ways(self):
+        return [partial(self.way, name) for name in self.seconds]
+
+    def record(self, function):
+        way = self.inside
+        self.recordings.append(way)
+        if self.seconds[way] < 0:
+            raise RuntimeError(f"{way} cannot be recorded")
+        results, replay = call_again(function)
+
+        def slowly() -> None:
+            replay()
+            self.now += self.seconds[way]
+
+        return results, slowly
+
+
+@pytest.mark.parametrize(
+    ("seconds", "wanted"),
+    [
+        ({"one": 2.0, "other": 1.0}, "other"),
+        ({"one": 1.0, "other": 2.0}, "one"),
+        ({"one": -1.0, "other": 2.0}, "other"),
+    ],
+    ids=["the second", "the first", "the one that can be recorded"],
+)
+def test_the_fastest_way_is_recorded(monkeypatch, seconds, wanted) -> None:
+    clock, counter = Clock(monkeypatch, **seconds), Counter()
+    replayed = Replayed("it runs", record=clock.record, ways=clock.ways)
+    for number in range(1, 5):  # the second call records
+        (total,) = replayed("counter", [torch.zeros(1)], lambda given: counter(), [counter.state])
+        assert total == 300 + 6 * number
+    assert clock.recordings == ["one", "other", wanted]
+
+
+def test_where_no_way_can_be_recorded_the_function_is_called(monkeypatch) -> None:
+    clock = Clock(monkeypatch, one=-1.0, other=-1.0)
+    replayed = Replayed("it runs", record=clock.record, ways=clock.ways)
+    replayed("numbers", [torch.zeros(1)], lambda given: numbers())
+    with pytest.warns(RuntimeWarning, match="one cannot be recorded"):
+        replayed("numbers", [torch.zeros(1)], lambda given: numbers())
+    assert not replayed.recorded
+
+
+@pytest.mark.parametrize(
+    ("network", "device", "blocks", "rounds", "ways"),
+    [
+        ("convnet", "cuda", "auto", True, ["first", "tf32"]),
+        ("convnet", "cpu", "auto", True, []),
+        ("convnet", "cuda", "fp16", True, []),
+        ("convnet", "cuda", "auto", False, []),
+        ("resnet18", "cuda", "auto", True, []),
+    ],
+)
+def test_which_blocks_are_measured(monkeypatch, network, device, blocks, rounds, ways) -> None:
+    monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", rounds)
+    model = networks.build(networks.specify(network, 3, 10, 32))
+    with networks.cuda_blocks(blocks):
+        measured = []
+        for way in ways_to_measure(model, torch.device(device)):
+            with way():
+                description = networks.engine_description(model)
+                measured.append(get_args(CudaBlocks)[description[4]])
+        assert measured == ways
 
 
 class Streams:

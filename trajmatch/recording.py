@@ -1,6 +1,9 @@
 """CUDA graphs: record repeated kernel launches once, then replay them without Python."""
 
+import math
+import time
 from collections.abc import Callable, Hashable, Sequence
+from contextlib import AbstractContextManager, nullcontext
 
 import torch
 from torch import Tensor
@@ -14,6 +17,9 @@ Function = Callable[[Inputs], Outputs]
 #: Recorder of a function: returns the result buffers and a replay function that refills them.
 Record = Callable[[Callable[[], Outputs]], tuple[Outputs, Callable[[], None]]]
 
+#: Function that returns contexts, in each of which other functions compute in another way.
+Ways = Callable[[], Sequence[Callable[[], AbstractContextManager[None]]]]
+
 #: Warm-up runs before recording, in which libraries choose algorithms and allocate memory.
 _WARM_UP = 2
 
@@ -21,6 +27,9 @@ _WARM_UP = 2
 #: time, and over many steps with TF32 products the differences grow beyond the last bits. A graph
 #: that is empty or on another device has a relative error of 1.
 _BOUND = 0.2
+
+#: Timed replays of each way to compute a function. Their minimum counts.
+_REPLAYS = 5
 
 
 class Replayed:
@@ -35,13 +44,21 @@ class Replayed:
         keep: Maximum number of recordings; a new one replaces the oldest.
         record: Recorder; default: :func:`cuda_graph`. Tests on the CPU use a recorder that calls
             the function again.
+        ways: Ways to compute the function, asked for when it is recorded. If there are several,
+            each is recorded and its replays are timed; the fastest is kept.
     """
 
     def __init__(
-        self, what: str, remedy: str = "", *, keep: int = 1, record: Record | None = None
+        self,
+        what: str,
+        remedy: str = "",
+        *,
+        keep: int = 1,
+        record: Record | None = None,
+        ways: Ways = tuple,
     ) -> None:
         self._what, self._remedy, self._keep = what, remedy, keep
-        self._record = record or cuda_graph
+        self._record, self._ways = record or cuda_graph, ways
         # For each key: input buffers, output buffers and the replay function.
         self._recordings: dict[Hashable, tuple[list[Tensor], Outputs, Callable[[], None]]] = {}
         self._seen: set[Hashable] = set()
@@ -84,7 +101,7 @@ class Replayed:
             del self._recordings[next(iter(self._recordings))]
         memory = [each.to(inputs[0].device, copy=True) for each in inputs]
         try:
-            made = checked(self._record, lambda: function(memory), state)
+            made = fastest(self._ways(), self._record, lambda: function(memory), state)
         except (RuntimeError, UserError) as error:  # UserError: from user code in the function
             self._failed.add(key)
             reason = f"it could not be recorded ({error})"
@@ -107,6 +124,53 @@ def warn_without_graph(what: str, reason: str, remedy: str = "") -> None:
     )
 
 
+def fastest(
+    ways: Sequence[Callable[[], AbstractContextManager[None]]],
+    record: Record,
+    function: Callable[[], Outputs],
+    state: Sequence[Tensor] = (),
+) -> tuple[Outputs, Callable[[], None]]:
+    """Record a function, as :func:`checked` does, in the way whose replays take the least time.
+
+    Without ways, it is recorded as it is. A way that cannot be recorded is not chosen; RuntimeError
+    if none can be.
+    """
+
+    def seconds(way: Callable[[], AbstractContextManager[None]]) -> float:
+        before = [each.clone() for each in state]
+        try:
+            with way():
+                outputs, replay = checked(record, function, state)
+            return min(_seconds(replay, outputs[0].device) for _ in range(_REPLAYS))
+        except RuntimeError:
+            return math.inf
+        finally:
+            _put_back(state, before)
+
+    # A recording keeps the memory of its function, so there is only one at a time: the chosen way
+    # is recorded once more.
+    with min(ways, key=seconds)() if ways else nullcontext():
+        return checked(record, function, state)
+
+
+def _seconds(replay: Callable[[], None], device: torch.device) -> float:
+    """Return the time of one replay."""
+
+    def now() -> float:
+        if device.type == "cuda":
+            torch.cuda.synchronize(device)
+        return time.perf_counter()
+
+    began = now()
+    replay()
+    return now() - began
+
+
+def _put_back(state: Sequence[Tensor], before: Sequence[Tensor]) -> None:
+    for each, saved in zip(state, before, strict=True):
+        each.copy_(saved)
+
+
 def checked(
     record: Record, function: Callable[[], Outputs], state: Sequence[Tensor] = ()
 ) -> tuple[Outputs, Callable[[], None]]:
@@ -119,23 +183,19 @@ def checked(
     """
     before = [each.clone() for each in state]
 
-    def put_back() -> None:
-        for each, saved in zip(state, before, strict=True):
-            each.copy_(saved)
-
     def outcome(results: Outputs) -> list[Tensor]:
         changes = [each - saved for each, saved in zip(state, before, strict=True)]
         return [*(each.clone() for each in results), *changes]
 
     def call() -> list[Tensor]:
-        put_back()
+        _put_back(state, before)
         return outcome(function())
 
     try:
         wanted = call()
-        put_back()
+        _put_back(state, before)
         results, replay = record(function)
-        put_back()
+        _put_back(state, before)
         for each in results:  # erase the results of recording, so that only the replay counts
             each.fill_(float("nan"))
         replay()
@@ -146,7 +206,7 @@ def checked(
                 f"the first replay differs from a normal call by {apart:.1g} (relative)"
             )
     finally:
-        put_back()
+        _put_back(state, before)
     return results, replay
 
 

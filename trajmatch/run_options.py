@@ -20,7 +20,8 @@ class RunOptions(Settings):
     cuda_blocks: CudaBlocks = "auto"
     """Blocks of a ConvNet that run on trajmatch's own CUDA kernels. library: none; first: the first
     block; tf32 or fp16: also deeper blocks of suitable size, with operands rounded to that
-    precision; auto: tf32 up to 64 channels if PyTorch allows TF32, otherwise first."""
+    precision; auto: tf32 or first, whichever is measured to be faster where a CUDA graph runs, else
+    tf32 up to 64 channels and first above; always first if PyTorch does not allow TF32."""
     resume: bool = False
     """Continue an interrupted run."""
     max_time: str | None = None

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -23,6 +24,7 @@ from trajmatch.distill.objectives.matching import MatchingLoss
 from trajmatch.distill.objectives.start import StartEpochWindow
 from trajmatch.distill.setup import Setup
 from trajmatch.images.pixels import Pixels
+from trajmatch.networks.engine import ways_to_measure
 from trajmatch.recording import Record, cuda_graph
 
 
@@ -65,7 +67,7 @@ def replayed(
     )
     window, loss = StartEpochWindow(0, 1), MatchingLoss()
     objective = MatchTrajectory(setup=setup, window=window, loss=loss)
-    graph = Graph(objective, record)
+    graph = Graph(objective, record, partial(ways_to_measure, problem.model, setup.device))
     sizes = (problem.batches.shape[1],) * len(problem.batches)
     match = Match(
         start=problem.start,

@@ -16,6 +16,7 @@ from trajmatch.distill.objectives import Objective, Plan, Results
 from trajmatch.distill.parallel import Division
 from trajmatch.distill.problem import Problem
 from trajmatch.images.parametrisation import Tensors
+from trajmatch.networks.engine import ways_to_measure
 
 #: Function from tasks, outer parameters and a plan to the results of the tasks. It may return while
 #: the device still computes them.
@@ -34,12 +35,15 @@ def one_by_one(
 class Graph:
     """Function that computes the gradients of all tasks by replaying one CUDA graph.
 
-    ``record`` makes the graph, e.g. :func:`trajmatch.recording.cuda_graph`.
+    ``record`` makes the graph, e.g. :func:`trajmatch.recording.cuda_graph`; of several ``ways`` to
+    compute it, the fastest is kept.
     """
 
-    def __init__(self, objective: Objective, record: recording.Record) -> None:
+    def __init__(
+        self, objective: Objective, record: recording.Record, ways: recording.Ways = tuple
+    ) -> None:
         self._objective = objective
-        self.replayed = recording.Replayed(_WHAT, _REMEDY, record=record)
+        self.replayed = recording.Replayed(_WHAT, _REMEDY, record=record, ways=ways)
 
     def __call__(self, tasks: Sequence[Any], parameters: Tensors, plan: Plan) -> list[Results]:
         """Return the results of the tasks; see :data:`Gradients`."""
@@ -81,6 +85,7 @@ def gradients_for(problem: Problem, division: Division | None = None) -> Gradien
     elif division.shares_steps:
         reason = "--parallel batch exchanges tensors in every student step"
     else:
-        return Graph(objective, partial(recording.cuda_graph, device=problem.device))
+        ways = partial(ways_to_measure, problem.model, problem.device)
+        return Graph(objective, partial(recording.cuda_graph, device=problem.device), ways)
     recording.warn_without_graph(_WHAT, reason, _REMEDY)
     return plain

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from trajmatch import networks, ops, recording
 from trajmatch.data import Dataset
 from trajmatch.data.preprocessing import Normalise
+from trajmatch.networks.engine import ways_to_measure
 from trajmatch.networks.flat import decayed
 
 # A step, with its optimiser, works on tensors only, so that a CUDA graph can record it. Optimiser,
@@ -299,5 +300,6 @@ def steps_for(
         return lambda batch: function(batch)[0]
     # Three recordings: several steps, one step, and the last of an epoch, which may be smaller.
     # Recording runs real steps; the state is restored afterwards.
-    replayed = recording.Replayed("the experts' steps run", keep=3, record=record)
+    ways = partial(ways_to_measure, step.model, device)
+    replayed = recording.Replayed("the experts' steps run", keep=3, record=record, ways=ways)
     return lambda batch: replayed(None, batch, function, [*state.tensors().values()])[0]

@@ -3,6 +3,7 @@
 import struct
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from typing import Any, get_args
 
 import torch
@@ -96,7 +97,8 @@ def cuda_blocks(kind: CudaBlocks) -> Iterator[None]:
             format (compute capability 8.0 or later). ``auto``, the default: as ``tf32`` for blocks
             of up to 64 channels (an H200 was faster with it at width 32, with older kernels; width
             64 was not measured). For other blocks, and if PyTorch does not allow TF32 in
-            convolutions, as ``first``.
+            convolutions, as ``first``. When ``trajmatch distill`` and ``trajmatch expert`` record a
+            CUDA graph with ``auto``, they measure ``tf32`` and ``first`` and take the faster one.
 
     Raises:
         ValueError: The kind is unknown.
@@ -110,6 +112,18 @@ def cuda_blocks(kind: CudaBlocks) -> Iterator[None]:
         yield
     finally:
         _fused = before
+
+
+def ways_to_measure(model: nn.Module, device: torch.device) -> list[Callable[[], Any]]:
+    """Return the contexts among which ``cuda_blocks("auto")`` means the fastest on this device.
+
+    The list is empty if there is no choice: on a CPU, for a network other than a ConvNet, if
+    another kind of blocks was chosen, and if PyTorch does not allow TF32.
+    """
+    measures = device.type == "cuda" and isinstance(uncompiled(model), ConvNet)
+    if not measures or _fused != "auto" or not _convolutions_round():
+        return []
+    return [partial(cuda_blocks, "first"), partial(cuda_blocks, "tf32")]
 
 
 class _Graph:
