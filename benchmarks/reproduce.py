@@ -4,12 +4,17 @@
     python benchmarks/reproduce.py mtt/cifar10/ipc10 --data cifar10:ROOT --out runs/ipc10 \
         --budget 25m --slice 9m      # as often as it ends with status 75
     python benchmarks/reproduce.py benchmarks/smoke.toml --device cpu --out runs/smoke
+    python benchmarks/reproduce.py mtt/cifar10/ipc1 --data cifar10:ROOT --experts STORE \
+        --test-every 500 --budget 9h --device cpu --out runs/ipc1
 
 Takes any recipe that ``trajmatch run`` takes. Trains as many experts and runs as many outer
 iterations as fit into the budget, up to what the recipe says, and evaluates the distilled and
 random real images by its protocol. All that it did, with times, counts, departures and
 accuracies beside the published ones, is in ``result.json``. With ``--slice`` a call ends in time
-with its state on disk, and the same command goes on.
+with its state on disk, and the same command goes on. With ``--experts`` it trains none. With
+``--test-every``, networks are tested after every so many iterations, as many as the recipe
+evaluates with, and the images that are best on the test set are the result, as in the papers'
+tables; ``result.json`` has all of these tests, so the accuracy after the last iteration, too.
 """
 
 from __future__ import annotations
@@ -32,12 +37,15 @@ from trajmatch.data import resolve_uri
 from trajmatch.data.sources import of_recipe
 from trajmatch.errors import UserError
 from trajmatch.evaluate import EvalConfig, evaluate_artifact
+from trajmatch.experts import ExpertConfig, Store
 from trajmatch.recipes import Recipe, find_recipe
 
 #: Shares of the budget after which experts and distillation end; the rest is for the evaluation.
 SHARES = {"experts": 0.35, "distillation": 0.85}
 #: Outer iterations after which the time is looked at.
 CHECKPOINT_EVERY = 20
+#: Settings of the evaluation that the tests during a distillation share with it.
+NETWORKS = ("protocol", "epochs", "seeds")
 
 
 @program
@@ -50,6 +58,8 @@ def main(argv: Sequence[str] | None) -> int:
     parser.add_argument("--budget", type=duration, default=1500.0, help="for everything (25m)")
     parser.add_argument("--slice", type=duration, help="time for this call (no limit)")
     parser.add_argument("--data", help="data set, e.g. cifar10:ROOT (by TRAJMATCH_DATA)")
+    parser.add_argument("--experts", type=Path, help="a store to take instead of training one")
+    parser.add_argument("--test-every", type=int, help="iterations between tests; keep the best")
     parser.add_argument("--device", default="cuda")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--out", type=Path, required=True, help="folder for all that is written")
@@ -58,7 +68,8 @@ def main(argv: Sequence[str] | None) -> int:
     files.check_writable(given.out)
     slices = Slices(given.out / "state.json", given.budget, given.slice)
     try:
-        result = reproduce(recipe, given.out, slices, given.data, given.device, given.seed)
+        settings = given.data, given.device, given.seed, given.experts, given.test_every
+        result = reproduce(recipe, given.out, slices, *settings)
     except SliceOver:
         print(f"{slices.spent:.0f} of {given.budget:.0f} s are spent; the same command goes on")
         return COME_AGAIN
@@ -73,6 +84,8 @@ def reproduce(
     data: str | None = None,
     device: str = "cpu",
     seed: int = 0,
+    experts: Path | None = None,
+    test_every: int | None = None,
 ) -> dict[str, Any]:
     """Run a recipe, or what earlier calls left of it.
 
@@ -83,6 +96,9 @@ def reproduce(
         data: URI of the data set; None: it is found by its name.
         device: Where to compute.
         seed: Seed of everything random.
+        experts: Store to take instead of training experts.
+        test_every: Iterations between tests, of which the best decides the result. None: no tests,
+            and the result is the last iterate.
 
     Returns:
         The content of ``result.json``.
@@ -92,19 +108,28 @@ def reproduce(
         UserError: Recipe, data or folder cannot be used, or the folder holds another run.
     """
     distill = {**recipe.distill, "checkpoint_every": CHECKPOINT_EVERY}
+    if test_every is not None:
+        networks = {name: recipe.evaluate[name] for name in NETWORKS if name in recipe.evaluate}
+        tests = {f"eval_{name}": value for name, value in networks.items()}
+        distill |= {"select": "test-max", "eval_every": test_every, **tests}
     sections = {"expert": recipe.expert, "distill": distill, "evaluate": recipe.evaluate}
-    slices.begin({"recipe": recipe.name, "device": device, "seed": seed, **sections}, device)
+    identity = {"recipe": recipe.name, "device": device, "seed": seed, **sections}
+    slices.begin({**identity, "experts": str(experts)}, device)
     if (out / "result.json").exists():
         return files.read_json(out / "result.json")
     uri = of_recipe(data, recipe.data) or find_data(recipe)
-    run = RunConfig(recipe=recipe.name, out=out, data=uri, seed=seed, device=device, resume=True)
+    shared = {"data": uri, "seed": seed, "device": device, "resume": True}
+    run = RunConfig(recipe=recipe.name, out=out, experts=experts, **shared)
     pipeline = pipeline_of(run, sections)
-    assert pipeline.expert is not None
-    store = slices.experts("experts", pipeline.expert, SHARES["experts"])
+    if pipeline.expert is not None:
+        store = slices.experts("experts", pipeline.expert, SHARES["experts"])
+    else:
+        assert pipeline.distill.experts is not None
+        store = Store.open(pipeline.distill.experts)
     distilled = slices.distil("distillation", pipeline.distill, SHARES["distillation"])
     scores = evaluate(pipeline.evaluate, slices)
     counts = {
-        "experts": (store.num_experts, pipeline.expert.num_experts),
+        "experts": (store.num_experts, recipe.expert.get("num_experts", ExpertConfig.num_experts)),
         "iterations": (distilled.recipe["iterations"], pipeline.distill.iterations),
         "networks": (scores["distilled"]["seeds"], pipeline.evaluate.seeds),
     }
@@ -113,6 +138,11 @@ def reproduce(
     result = {
         "recipe": recipe.name,
         **{name: scores[name] for name in ("distilled", "random_real", "protocol")},
+        "selection": distilled.selection,
+        "tests": [
+            {name: score[name] for name in ("iteration", "mean", "std", "seeds")}
+            for score in distilled.scores
+        ],
         "published": {name: each and asdict(each) for name, each in published.items()},
         "notes": list(recipe.notes),
         "departures": departures(recipe, distilled, counts),
@@ -194,6 +224,11 @@ def as_text(result: dict[str, Any]) -> str:
             f"{title:12} {score['mean']:5.1f} +- {score['std']:.1f} % "
             f"({score['seeds']} networks); {told}"
         )
+    lines += [
+        f"after iteration {each['iteration']}: {each['mean']:.1f} +- {each['std']:.1f} % "
+        f"({each['seeds']} networks)"
+        for each in result["tests"]
+    ]
     lines += [f"note: {note}" for note in result["notes"]]
     lines += [f"but: {departure}" for departure in result["departures"]]
     lines.append(f"{result['seconds']['all']:.0f} s in {result['slices']} calls")

@@ -116,6 +116,26 @@ def test_everything_is_in_the_result(whole) -> None:
     assert result["fingerprint"] == artifact.load(out / "distilled.safetensors").fingerprint
 
 
+def test_the_best_of_the_tests_with_experts_of_a_store(whole, few, tmp_path) -> None:
+    folder, _ = whole
+    recipe = changed(SMOKE, expert={"num_experts": 3})
+    store = folder / "experts"
+    result = start(tmp_path, recipe=recipe, data=few, experts=store, test_every=4)
+    assert not (tmp_path / "experts").exists()
+    assert result["counts"]["experts"] == {"done": 2, "wanted": 3}
+    tests = result["tests"]
+    assert [each["iteration"] for each in tests] == [4, 8, 12]
+    assert {each["seeds"] for each in tests} == {2}
+    assert result["selection"] == "test-max"
+    distilled = artifact.load(tmp_path / "distilled.safetensors")
+    assert [score["protocol"]["epochs"] for score in distilled.scores] == [5, 5, 5]
+    text = program.as_text(result)
+    for each in tests:
+        assert f"after iteration {each['iteration']}: {each['mean']:.1f}" in text
+    with pytest.raises(UserError, match="of work with another experts"):
+        start(tmp_path, recipe=recipe, data=few, test_every=4)
+
+
 def test_the_accuracies_are_those_of_trajmatch_eval(whole, few) -> None:
     out, result = whole
     file = out / "distilled.safetensors"
