@@ -2,6 +2,8 @@
 // beside the gradients of inputs. In a CUDA graph it becomes a branch.
 #pragma once
 
+#include <functional>
+
 #include "core/macros.h"
 
 namespace trajmatch::cuda {
@@ -11,5 +13,10 @@ namespace trajmatch::cuda {
 Stream side_stream();
 // Lets later work on `then` wait for all work that is queued on `first`.
 void order(Stream first, Stream then);
+
+#ifdef TRAJMATCH_EMULATED
+// Calls `work` when the emulated stream gets to it.
+void call(Stream stream, const std::function<void()>& work);
+#endif
 
 }  // namespace trajmatch::cuda

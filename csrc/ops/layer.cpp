@@ -1,6 +1,7 @@
 #include "ops/layer.h"
 
 #include <type_traits>
+#include <utility>
 
 #include "core/side_stream.h"
 #include "ops/first_block.h"
@@ -160,11 +161,24 @@ Stream LayerCall::fork() {
   return side;
 }
 
+void LayerCall::beside(std::function<void()> work) {
+  if (!on_cuda(like)) return work();
+  const Stream side = fork();
+#ifdef TRAJMATCH_EMULATED
+  cuda::call(side, work);
+#else
+  const StreamGuard guard(side, like);
+  work();
+#endif
+  calls_beside.push_back(std::move(work));
+}
+
 void LayerCall::join() {
   if (!forked) return;
   const Device device(like);
   cuda::order(cuda::side_stream(), device.stream());
   forked = false;
+  calls_beside.clear();
 }
 
 void LayerCall::add_shares() {
@@ -178,6 +192,7 @@ void LayerCall::add_shares() {
 void LayerCall::pack_weights() {}
 void LayerCall::add_shares() {}
 Stream LayerCall::fork() { return nullptr; }
+void LayerCall::beside(std::function<void()> work) { work(); }
 void LayerCall::join() {}
 #endif
 

@@ -6,6 +6,7 @@
 // of each. All activations are [K B, ..], all vectors of parameters [K, P].
 #pragma once
 
+#include <functional>
 #include <optional>
 #include <vector>
 
@@ -86,6 +87,9 @@ struct LayerCall {
   // On CUDA: the side stream, which waits for all work that is queued so far. Until join(), other
   // work may neither touch what it writes nor write what it reads.
   Stream fork();
+  // Calls `work`, which uses PyTorch, on that stream; on the CPU it is just called. What it
+  // captures lives until join(): the memory of a tensor must not get to other work before.
+  void beside(std::function<void()> work);
   // Lets the work that follows wait for that on the side stream.
   void join();
 
@@ -114,6 +118,7 @@ struct LayerCall {
   int64_t batch = 0;  // B
   bool has_tape = false, is_jvp = false, wants_image_gradient = false;
   bool forked = false;
+  std::vector<std::function<void()>> calls_beside;
   Tensor theta;                  // [K, P]
   OptionalTensor theta_tangent;  // [K, P]
   Tensor grad_theta;             // [K, P], the gradient in theta or its tangent

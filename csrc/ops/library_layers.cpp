@@ -1,6 +1,8 @@
 #include "ops/library_layers.h"
 
 #include <algorithm>
+#include <utility>
+#include <vector>
 
 #include "core/convolution.h"
 #include "ops/run.h"
@@ -96,27 +98,21 @@ class LibraryConvolution : public Convolution {
   }
 
   void backward() override {
-    const Value &x = call_.values[in_], &y = call_.values[out_];
-    for (int64_t k = 0; k < call_.trajectories; ++k) {
-      Tensor weight = weight_gradient(of(call_.is_jvp ? y.grad_tangent : y.grad, k), of(x.data, k));
-      if (call_.is_jvp && x.tangent) {
-        weight = add(weight, weight_gradient(of(y.grad, k), of(*x.tangent, k)));
-      }
-      Tensor to = weight_place(call_.grad_theta, k);
-      copy(to, weight);
-    }
+    const Value& y = call_.values[out_];
     write_bias_gradient();
     if (call_.wants_grad(in_)) {
       call_.add_grad(
           in_, joined(in_, [&](int64_t k) { return input_gradient(of(y.grad, k), weight_[k]); }));
     }
-    if (!call_.is_jvp) return;
-    call_.add_grad_tangent(in_, joined(in_, [&](int64_t k) {
-                             const Tensor tangent =
-                                 input_gradient(of(y.grad_tangent, k), weight_[k]);
-                             if (!call_.theta_tangent) return tangent;
-                             return add(tangent, input_gradient(of(y.grad, k), weight_tangent_[k]));
-                           }));
+    if (call_.is_jvp) {
+      call_.add_grad_tangent(
+          in_, joined(in_, [&](int64_t k) {
+            const Tensor tangent = input_gradient(of(y.grad_tangent, k), weight_[k]);
+            if (!call_.theta_tangent) return tangent;
+            return add(tangent, input_gradient(of(y.grad, k), weight_tangent_[k]));
+          }));
+    }
+    write_weight_gradient();
   }
 
  private:
@@ -172,6 +168,25 @@ class LibraryConvolution : public Convolution {
     // PyTorch only reads the sizes of this input.
     return std::get<0>(convolution_backward(grad, of(call_.place("sizes_only", in_), 0), weight,
                                             own_.stride, own_.padding, {true, false, false}));
+  }
+  // Queued after the gradient in the input, so that it runs beside the backward pass of the
+  // preceding layer.
+  void write_weight_gradient() const {
+    const Value &x = call_.values[in_], &y = call_.values[out_];
+    std::vector<std::pair<Tensor, Tensor>> grads_and_inputs{
+        {call_.is_jvp ? y.grad_tangent : y.grad, x.data}};
+    if (call_.is_jvp && x.tangent) grads_and_inputs.emplace_back(y.grad, *x.tangent);
+    call_.beside([this, grads_and_inputs] {
+      for (int64_t k = 0; k < call_.trajectories; ++k) {
+        Tensor sum;
+        for (const auto& [grad, input] : grads_and_inputs) {
+          const Tensor one = weight_gradient(of(grad, k), of(input, k));
+          sum = sum.defined() ? add(sum, one) : one;
+        }
+        Tensor to = weight_place(call_.grad_theta, k);
+        copy(to, sum);
+      }
+    });
   }
   Tensor weight_gradient(const Tensor& grad, const Tensor& x) const {
     if (own_.is_linear()) {

@@ -41,8 +41,15 @@ inline void check_torch(int32_t error, const char* call) {
 #include "core/macros.h"
 
 // Defined in libtorch_cuda, which a CPU build of torch does not have.
-extern "C" __attribute__((weak)) AOTITorchError
-aoti_torch_get_current_cuda_stream(int32_t device_index, void** stream);
+extern "C" {
+__attribute__((weak)) AOTITorchError aoti_torch_get_current_cuda_stream(int32_t device_index,
+                                                                        void** stream);
+struct CUDAStreamGuardOpaque;
+__attribute__((weak)) AOTITorchError aoti_torch_create_cuda_stream_guard(
+    void* stream, int32_t device_index, CUDAStreamGuardOpaque** guard);
+__attribute__((weak)) AOTITorchError
+aoti_torch_delete_cuda_stream_guard(CUDAStreamGuardOpaque* guard);
+}
 
 namespace trajmatch {
 
@@ -268,6 +275,21 @@ class Device {
   bool cuda_;
   Stream stream_ = nullptr;
   std::optional<torch::stable::accelerator::DeviceGuard> guard_;
+};
+
+// Makes another stream current on the device of a CUDA tensor, for calls of PyTorch.
+class StreamGuard {
+ public:
+  StreamGuard(Stream stream, const Tensor& tensor) {
+    check_torch(aoti_torch_create_cuda_stream_guard(stream, tensor.get_device_index(), &guard_),
+                "stream guard");
+  }
+  ~StreamGuard() { aoti_torch_delete_cuda_stream_guard(guard_); }
+  StreamGuard(const StreamGuard&) = delete;
+  StreamGuard& operator=(const StreamGuard&) = delete;
+
+ private:
+  CUDAStreamGuardOpaque* guard_ = nullptr;
 };
 
 template <class T>

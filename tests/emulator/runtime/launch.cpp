@@ -122,6 +122,18 @@ cudaError_t allow_dynamic_shared(const void* kernel, int bytes) {
   return cudaSuccess;
 }
 
+void queue(const char* name, cudaStream_t stream, std::function<void()> work) {
+  StreamState& own = streams()[stream];
+  for (const auto& [other, state] : streams()) {
+    if (!own.side || state.side || own.waited_for[other] == state.launches) continue;
+    throw std::logic_error(std::string("emulator: ") + name +
+                           " does not wait for all launches on the main stream");
+  }
+  ++own.launches;
+  own.waiting.push_back(std::move(work));
+  if (!own.side || copies_immediately()) run_waiting(own, own.launches);
+}
+
 void launch(const char* name, const void* kernel, dim3 grid, dim3 block, size_t shared_bytes,
             cudaStream_t stream, std::function<void()> body) {
   launch_log().push_back({name, stream});
@@ -132,16 +144,8 @@ void launch(const char* name, const void* kernel, dim3 grid, dim3 block, size_t 
   } else if (shared_bytes > allowed) {
     last_error = cudaErrorInvalidValue;
   } else {
-    StreamState& own = streams()[stream];
-    for (const auto& [other, state] : streams()) {
-      if (!own.side || state.side || own.waited_for[other] == state.launches) continue;
-      throw std::logic_error(std::string("emulator: ") + name +
-                             " does not wait for all launches on the main stream");
-    }
-    ++own.launches;
-    own.waiting.push_back(
-        [launch = Launch{name, grid, block, shared_bytes, std::move(body)}] { run(launch); });
-    if (!own.side || copies_immediately()) run_waiting(own, own.launches);
+    queue(name, stream,
+          [launch = Launch{name, grid, block, shared_bytes, std::move(body)}] { run(launch); });
   }
 }
 

@@ -53,6 +53,9 @@ struct LaunchRecord {
 };
 std::vector<LaunchRecord>& launch_log();
 
+// Queues work on a stream, as a launch does.
+void queue(const char* name, cudaStream_t stream, std::function<void()> work);
+
 // Runs the kernel where the configuration is one that every supported GPU takes; else leaves the
 // error for cudaGetLastError().
 void launch(const char* name, const void* kernel, dim3 grid, dim3 block, size_t shared_bytes,
