@@ -15,6 +15,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
+import torch
 from compiled import CSRC, EMULATOR, compiled
 
 pytestmark = pytest.mark.skipif(shutil.which("g++") is None, reason="g++ is not installed")
@@ -33,6 +34,8 @@ ADDRESS_RUNTIME_FLAGS = ["-O2", "-g1", "-fsanitize=address"] + [
     for part in ("instrument-reads", "instrument-writes", "stack", "globals")
     for flag in ("--param", f"asan-{part}=0")
 ]
+# As nvcc does by default: a product and a sum with it are rounded once.
+CONTRACTION_FLAGS = ["-O1", "-mfma", "-ffp-contract=fast"]
 THREAD_FLAGS = ["-O1", "-g1", "-fsanitize=thread", "-DTRAJMATCH_EMULATOR_OS_THREADS"]
 ENVIRONMENT = {
     **{key: value for key, value in os.environ.items() if not key.startswith("TRAJMATCH_")},
@@ -145,7 +148,19 @@ def test_fibers_of_other_processors() -> None:
 
 @pytest.mark.parametrize("schedules", ["--pairs", pytest.param("--share", marks=pytest.mark.slow)])
 def test_kernels_agree_with_the_cpu_loops(schedules: str) -> None:
-    program = build_kernel_test("test_kernels", ADDRESS_FLAGS, ADDRESS_RUNTIME_FLAGS)
+    run_cases(build_kernel_test("test_kernels", ADDRESS_FLAGS, ADDRESS_RUNTIME_FLAGS), schedules)
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(
+    torch.backends.cpu.get_cpu_capability() == "DEFAULT", reason="the processor may lack FMA"
+)
+def test_kernels_agree_when_products_and_sums_are_contracted() -> None:
+    run_cases(build_kernel_test("contracted_test_kernels", CONTRACTION_FLAGS, ["-O2"]), "--pairs")
+
+
+def run_cases(program: Path, schedules: str) -> None:
+    """Runs all cases, shared out among the processors."""
     shares = min(os.cpu_count() or 1, 8)
     commands = [[str(program), schedules, str(first), str(shares)] for first in range(shares)]
     with ThreadPoolExecutor(shares) as pool:
