@@ -153,6 +153,11 @@ def test_the_fastest_way_is_recorded(monkeypatch, seconds, wanted) -> None:
         (total,) = replayed("counter", [torch.zeros(1)], lambda given: counter(), [counter.state])
         assert total == 300 + 6 * number
     assert clock.recordings == ["one", "other", wanted]
+    replayed.forget()
+    assert not replayed.recorded
+    (total,) = replayed("counter", [torch.zeros(1)], lambda given: counter(), [counter.state])
+    assert total == 330 and replayed.recorded
+    assert clock.recordings == ["one", "other", wanted, wanted]  # not measured again
 
 
 def test_where_no_way_can_be_recorded_the_function_is_called(monkeypatch) -> None:

@@ -26,6 +26,15 @@ def attempt(function: Callable[[], T]) -> tuple[T | None, str]:
         return None, str(error) or "an allocation failed"
 
 
+def retried(function: Callable[[], T], make_room: Callable[[], None]) -> T:
+    """Call a function; if memory runs out, free some with ``make_room`` and call it again."""
+    found, _ = attempt(function)
+    if found is not None:
+        return found
+    make_room()
+    return function()
+
+
 def release(device: torch.device) -> None:
     """Free garbage, the engine's workspace and PyTorch's CUDA cache."""
     gc.collect()

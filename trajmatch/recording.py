@@ -17,8 +17,8 @@ Function = Callable[[Inputs], Outputs]
 #: Recorder of a function: returns the result buffers and a replay function that refills them.
 Record = Callable[[Callable[[], Outputs]], tuple[Outputs, Callable[[], None]]]
 
-#: Function that returns contexts, in each of which other functions compute in another way.
-Ways = Callable[[], Sequence[Callable[[], AbstractContextManager[None]]]]
+#: Context in which functions compute in one of several ways.
+Way = Callable[[], AbstractContextManager[None]]
 
 #: Warm-up runs before recording, in which libraries choose algorithms and allocate memory.
 _WARM_UP = 2
@@ -44,8 +44,8 @@ class Replayed:
         keep: Maximum number of recordings; a new one replaces the oldest.
         record: Recorder; default: :func:`cuda_graph`. Tests on the CPU use a recorder that calls
             the function again.
-        ways: Ways to compute the function, asked for when it is recorded. If there are several,
-            each is recorded and its replays are timed; the fastest is kept.
+        ways: Returns the ways to compute the function, when it is recorded for the first time. Each
+            is recorded and its replays are timed; the function is then recorded in the fastest way.
     """
 
     def __init__(
@@ -55,10 +55,11 @@ class Replayed:
         *,
         keep: int = 1,
         record: Record | None = None,
-        ways: Ways = tuple,
+        ways: Callable[[], Sequence[Way]] = tuple,
     ) -> None:
         self._what, self._remedy, self._keep = what, remedy, keep
         self._record, self._ways = record or cuda_graph, ways
+        self._fastest: dict[Hashable, Way] = {}
         # For each key: input buffers, output buffers and the replay function.
         self._recordings: dict[Hashable, tuple[list[Tensor], Outputs, Callable[[], None]]] = {}
         self._seen: set[Hashable] = set()
@@ -69,6 +70,10 @@ class Replayed:
     def recorded(self) -> bool:
         """True if there is a recording."""
         return bool(self._recordings)
+
+    def forget(self) -> None:
+        """Free the recordings and their memory; the next call of each records it again."""
+        self._recordings.clear()
 
     def __call__(
         self, kind: Hashable, inputs: Inputs, function: Function, state: Sequence[Tensor] = ()
@@ -100,8 +105,13 @@ class Replayed:
         while len(self._recordings) >= self._keep:  # the oldest is first in the dict
             del self._recordings[next(iter(self._recordings))]
         memory = [each.to(inputs[0].device, copy=True) for each in inputs]
+        arguments = self._record, lambda: function(memory), state
         try:
-            made = fastest(self._ways(), self._record, lambda: function(memory), state)
+            if key not in self._fastest:
+                ways = self._ways()
+                self._fastest[key] = fastest(ways, *arguments) if ways else nullcontext
+            with self._fastest[key]():
+                made = checked(*arguments)
         except (RuntimeError, UserError) as error:  # UserError: from user code in the function
             self._failed.add(key)
             reason = f"it could not be recorded ({error})"
@@ -125,18 +135,14 @@ def warn_without_graph(what: str, reason: str, remedy: str = "") -> None:
 
 
 def fastest(
-    ways: Sequence[Callable[[], AbstractContextManager[None]]],
-    record: Record,
-    function: Callable[[], Outputs],
-    state: Sequence[Tensor] = (),
-) -> tuple[Outputs, Callable[[], None]]:
-    """Record a function, as :func:`checked` does, in the way whose replays take the least time.
+    ways: Sequence[Way], record: Record, function: Callable[[], Outputs], state: Sequence[Tensor]
+) -> Way:
+    """Return the way in which replays of a function take the least time.
 
-    Without ways, it is recorded as it is. A way that cannot be recorded is not chosen; RuntimeError
-    if none can be.
+    Each is recorded, as :func:`checked` does it. A way that cannot be recorded counts as slowest.
     """
 
-    def seconds(way: Callable[[], AbstractContextManager[None]]) -> float:
+    def seconds(way: Way) -> float:
         before = [each.clone() for each in state]
         try:
             with way():
@@ -147,10 +153,8 @@ def fastest(
         finally:
             _put_back(state, before)
 
-    # A recording keeps the memory of its function, so there is only one at a time: the chosen way
-    # is recorded once more.
-    with min(ways, key=seconds)() if ways else nullcontext():
-        return checked(record, function, state)
+    # The recordings are not kept: each holds the memory of its function.
+    return min(ways, key=seconds)
 
 
 def _seconds(replay: Callable[[], None], device: torch.device) -> float:

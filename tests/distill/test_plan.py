@@ -13,7 +13,7 @@ import torch
 from bench.recorders import call_again
 
 from trajmatch import ops
-from trajmatch.distill import distill
+from trajmatch.distill import distill, selection
 from trajmatch.distill import loop as loop_module
 from trajmatch.distill import memory_plan as plan_module
 from trajmatch.distill.gradients import Graph, one_by_one
@@ -30,6 +30,7 @@ from trajmatch.distill.objectives import Plan, Results, student_batches
 from trajmatch.distill.parameters import leaves
 from trajmatch.distill.problem import Problem, prepare
 from trajmatch.errors import UserError
+from trajmatch.evaluate.scores import evaluate_set
 
 MEGA = 2**20
 OUT_OF_MEMORY = (
@@ -87,6 +88,28 @@ def test_the_same_iteration_by_a_leaner_plan(
         result = distill(configure())
     assert [plan.tape_bytes for plan in starved.asked[:3]] == [1024 * MEGA, 0, 0]
     assert starved.seen[0] == starved.seen[1] != starved.seen[2]
+    assert torch.equal(result.images, plain.images)
+
+
+def test_an_evaluation_short_of_memory_gets_that_of_the_graph(
+    configure, monkeypatch: pytest.MonkeyPatch, tmp_path
+) -> None:
+    tested = {"eval_every": 4, "eval_seeds": 1, "eval_epochs": 1}
+    plain = distill(configure(out=tmp_path / "plain", **tested))
+    graph = Graph(prepare(configure()).objective, call_again)
+    monkeypatch.setattr(loop_module, "gradients_for", lambda problem, division: graph)
+    recorded = []
+
+    def starved(*arguments: Any) -> Any:
+        recorded.append(graph.replayed.recorded)
+        if graph.replayed.recorded:
+            raise torch.OutOfMemoryError
+        return evaluate_set(*arguments)
+
+    monkeypatch.setattr(selection, "evaluate_set", starved)
+    result = distill(configure(**tested))
+    assert recorded[:2] == [True, False]
+    assert result.scores == plain.scores
     assert torch.equal(result.images, plain.images)
 
 

@@ -35,12 +35,15 @@ def one_by_one(
 class Graph:
     """Function that computes the gradients of all tasks by replaying one CUDA graph.
 
-    ``record`` makes the graph, e.g. :func:`trajmatch.recording.cuda_graph`; of several ``ways`` to
-    compute it, the fastest is kept.
+    ``record`` makes the graph, e.g. :func:`trajmatch.recording.cuda_graph`; ``ways`` is as for
+    :class:`trajmatch.recording.Replayed`.
     """
 
     def __init__(
-        self, objective: Objective, record: recording.Record, ways: recording.Ways = tuple
+        self,
+        objective: Objective,
+        record: recording.Record,
+        ways: Callable[[], Sequence[recording.Way]] = tuple,
     ) -> None:
         self._objective = objective
         self.replayed = recording.Replayed(_WHAT, _REMEDY, record=record, ways=ways)

@@ -94,7 +94,7 @@ def _distill(
     # In this block, signals wait for _check_interruption, which runs when the state is consistent.
     with _log(problem, state, ranks) as log, _interruptible(problem, state, ranks):
         if is_due(config, state):  # resumed at a checkpoint whose evaluation was not done
-            log(**evaluate_iterate(problem, state, ranks))
+            log(**evaluate_iterate(problem, state, ranks, compute.make_room))
         while state.iteration < config.iterations:
             _check_interruption(problem, ranks)
             began = time.perf_counter()
@@ -105,7 +105,7 @@ def _distill(
             elif config.skip_above is not None:
                 check_skips(config.skip_above, numbers["loss"], state)
             if is_due(config, state):
-                log(**evaluate_iterate(problem, state, ranks))
+                log(**evaluate_iterate(problem, state, ranks, compute.make_room))
             # Snapshot before checkpoint, so that an interruption in between loses no snapshot.
             if snapshots is not None:
                 snapshots.take_if_due(state)

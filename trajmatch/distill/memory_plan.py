@@ -16,7 +16,7 @@ from typing import Any
 
 from trajmatch import ops
 from trajmatch.device import free_bytes, peak_bytes, reset_peak, used_bytes
-from trajmatch.distill.gradients import Gradients, one_by_one
+from trajmatch.distill.gradients import Gradients, Graph, one_by_one
 from trajmatch.distill.objectives import Plan, Results, read
 from trajmatch.distill.parameters import LABELS
 from trajmatch.distill.problem import Problem
@@ -89,7 +89,7 @@ class WithinMemory:
             found, reason = attempt(lambda: self._gradients(tasks, parameters, self.plan))
             if found is not None:
                 return found
-            release(self._problem.device)
+            self.make_room()
             images = len(parameters[LABELS])
             # Other ranks that share student steps wait inside one, so this rank cannot start again.
             plan = leaner(self._problem, self.plan, images) if self._alone else None
@@ -100,6 +100,12 @@ class WithinMemory:
                 "gives the same result up to rounding"
             )
             self.plan = plan
+
+    def make_room(self) -> None:
+        """Free recorded graphs, the engine's workspace and PyTorch's cache."""
+        if isinstance(self._gradients, Graph):
+            self._gradients.replayed.forget()
+        release(self._problem.device)
 
 
 def planned(problem: Problem, shared: bool = False, tasks: int = 1) -> Plan:

@@ -1,6 +1,8 @@
 """Evaluation during a run, and selection of the iteration whose images become the result."""
 
+from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 from trajmatch import interruption
@@ -8,6 +10,7 @@ from trajmatch.distill.config import DistillConfig
 from trajmatch.distill.problem import Problem
 from trajmatch.distill.state import Best, State
 from trajmatch.evaluate.scores import evaluate_set
+from trajmatch.out_of_memory import retried
 from trajmatch.parallel import ALONE, Ranks
 from trajmatch.protocol import PROTOCOLS
 from trajmatch.random import derive_seed
@@ -23,13 +26,19 @@ def is_due(config: DistillConfig, state: State) -> bool:
     return state.iteration % config.eval_every == 0 or state.iteration == config.iterations
 
 
-def evaluate_iterate(problem: Problem, state: State, ranks: Ranks = ALONE) -> dict[str, Any]:
+def evaluate_iterate(
+    problem: Problem,
+    state: State,
+    ranks: Ranks = ALONE,
+    make_room: Callable[[], None] = lambda: None,
+) -> dict[str, Any]:
     """Test networks that are trained on the current images; return numbers for the log.
 
     The score is added to ``state``. Unless ``select`` is ``last``, the best synthetic set so far is
-    kept there as well. Rank 0 evaluates and broadcasts the score.
+    kept there as well. Rank 0 evaluates and broadcasts the score. If its memory runs out, it calls
+    ``make_room`` and tries again.
     """
-    numbers = ranks.on_rank_0(lambda: _score(problem, state))
+    numbers = ranks.on_rank_0(lambda: retried(partial(_score, problem, state), make_room))
     protocol = numbers.pop("protocol")
     state.scores.append({**numbers, "protocol": protocol})
     best, mean = state.best, numbers["mean"]
