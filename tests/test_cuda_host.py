@@ -197,8 +197,10 @@ with ops.cuda_blocks(sys.argv[1]):
 """
 
 
-@pytest.mark.parametrize("blocks", ["tf32", "fp16", "first"])
-def test_students_together_take_the_launches_of_one(emulated_module: Path, blocks: str) -> None:
+@pytest.mark.parametrize(("blocks", "most"), [("tf32", 40), ("fp16", 62), ("first", 28)])
+def test_students_together_take_the_launches_of_one(
+    emulated_module: Path, blocks: str, most: int
+) -> None:
     done = subprocess.run(
         [sys.executable, "-c", LAUNCHES, blocks],
         env=environment_of(emulated_module),
@@ -208,7 +210,7 @@ def test_students_together_take_the_launches_of_one(emulated_module: Path, block
     assert done.returncode == 0, done.stderr
     one, four = map(int, done.stdout.split())
     print(f"\n{blocks}: {one} launches a step for one student, {four} for four")
-    assert one == four > 20
+    assert 20 < one == four <= most
 
 
 def test_the_engine_is_exact_on_emulated_cuda(emulated_module: Path) -> None:

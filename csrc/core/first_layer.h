@@ -80,6 +80,7 @@ struct FirstLayerForward {
   float* out;   // [K, B, O/2, O/2, C]
   float* mean;  // [K, B, C]
   float* rstd;  // [K, B, C]
+  bool rounds;  // round out to TF32
 };
 
 // The statistics of the forward pass and the tangents of the parameters.
@@ -97,6 +98,7 @@ struct FirstLayerTangent {
   float* out_tangent;   // [K, B, O/2, O/2, C]
   float* mean_tangent;  // [K, B, C]
   float* projection;    // [K, B, C]
+  bool rounds;          // round out_tangent to TF32
 };
 
 // The outputs of a backward pass: shares of the gradients, by image, square or tile.

@@ -80,8 +80,8 @@ struct PackConvolution {
   }
 };
 
-// For kFp16, x [K, B, S, S, C] and the packed weights are halves, and come with the magnitudes that
-// define their scale.
+// For kTf32, x is rounded. For kFp16, x [K, B, S, S, C] and the packed weights are halves, and come
+// with the magnitudes that define their scale.
 struct FusedConvolution {
   struct Term {
     const float* x;       // [K, B, S, S, C]
@@ -111,6 +111,7 @@ struct FusedBlockForward {
   float* out;   // [K, B, S/2, S/2, C]
   float* mean;  // [K, B, C]
   float* rstd;  // [K, B, C]
+  bool rounds;  // round out to TF32
 };
 
 struct FusedBlockTangent {
@@ -124,10 +125,12 @@ struct FusedBlockTangent {
   float* out_tangent;           // [K, B, S/2, S/2, C]
   float* mean_tangent;          // [K, B, C]
   float* projection;            // [K, B, C]
+  bool rounds;                  // round out_tangent to TF32
 };
 
-// Shares of the gradient in the weights. All thread blocks of a split work on the same images. A
-// block of fewer than 128 channels has spare warps, which divide the pixels into parts.
+// Shares of the gradient in the weights. For kTf32, x and grad_y are rounded. All thread blocks of
+// a split work on the same images. A block of fewer than 128 channels has spare warps, which divide
+// the pixels into parts.
 struct FusedConvolutionWeight {
   struct Pair {
     const float* x;       // [K, B, S, S, C]

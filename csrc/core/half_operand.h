@@ -1,9 +1,10 @@
-// Operands of half-precision products (5 exponent bits, 10 mantissa bits).
+// Operands of half-precision products (5 exponent bits, 10 mantissa bits), and activations that no
+// kernel has rounded to TF32 yet.
 //
-// Each tensor is multiplied by a power of two, one per trajectory, that brings its largest
-// magnitude into [2^14, 2^15). Nothing overflows, only values below 2^-39 of the largest underflow,
-// and the result of a product is scaled back exactly by the inverse power. A tensor of zeros is not
-// scaled. Infinities and NaN stay as they are and do not count as magnitudes.
+// Half precision: each tensor is multiplied by a power of two, one per trajectory, that brings its
+// largest magnitude into [2^14, 2^15). Nothing overflows, only values below 2^-39 of the largest
+// underflow, and the result of a product is scaled back exactly by the inverse power. A tensor of
+// zeros is not scaled. Infinities and NaN stay as they are and do not count as magnitudes.
 //
 // The power is derived from kMagnitudes numbers, each the largest magnitude in one part of the
 // tensor. Every reader takes the maximum of them. This needs no atomics, nothing has to be cleared
@@ -34,12 +35,13 @@ struct MeasureMagnitudes {
   int64_t trajectories;  // K
 };
 
-struct RoundToHalf {
+struct RoundOperands {
   static constexpr int kMost = 2;
   struct Rounded {
     const float* x;           // [K, size]
-    const float* magnitudes;  // [K, kMagnitudes]
-    float* halves;            // [K, size / 2], two halves per float, the first one in the low bits
+    const float* magnitudes;  // [K, kMagnitudes], or null: round to TF32
+    float* rounded;  // [K, size / 2], two halves per float, the first one in the low bits; TF32:
+                     // [K, size]
   };
   Rounded each[kMost];
   int count;
@@ -49,7 +51,7 @@ struct RoundToHalf {
 
 namespace cuda {
 void launch_measure_magnitudes(const MeasureMagnitudes& params, Stream stream);
-void launch_round_to_half(const RoundToHalf& params, Stream stream);
+void launch_round_operands(const RoundOperands& params, Stream stream);
 }  // namespace cuda
 
 }  // namespace trajmatch

@@ -108,6 +108,7 @@ struct NormActPoolForward {
   T* mean;                 // [B, G]
   T* rstd;                 // [B, G]
   double* sums = nullptr;  // [sums_size()] workspace, CUDA only; null: one block per image and tile
+  bool rounds = false;     // CUDA, float32: round out to TF32
 };
 
 template <class T>
@@ -125,6 +126,7 @@ struct NormActPoolBackward {
   T* grad_weight;          // [A], or null together with grad_bias: then the shares are not added up
   T* grad_bias;            // [A]
   double* sums = nullptr;  // [sums_size()] workspace, CUDA only; null: one block per image and tile
+  bool rounds = false;     // CUDA, float32: round grad_x to TF32
 };
 
 template <class T>
@@ -142,6 +144,7 @@ struct NormActPoolTangent {
   T* mean_tangent;          // [B, G] m'
   T* projection;            // [B, G] q
   double* sums = nullptr;  // [sums_size()] workspace, CUDA only; null: one block per image and tile
+  bool rounds = false;     // CUDA, float32: round out_tangent to TF32
 };
 
 template <class T>
@@ -165,6 +168,7 @@ struct NormActPoolBackwardTangent {
   T* grad_weight_tangent;  // [A], or null together with grad_bias_tangent
   T* grad_bias_tangent;    // [A]
   double* sums = nullptr;  // [sums_size()] workspace, CUDA only; null: one block per image and tile
+  bool rounds = false;     // CUDA, float32: round grad_x and grad_x_tangent to TF32
 };
 
 namespace cpu {

@@ -28,8 +28,8 @@ struct Chunk {
 };
 
 // Double buffers for inputs and weights, and the copies into them. The steps are: for each term,
-// for each chunk, the rows ky = 0, 1, 2 of taps. Inputs change only with the chunk. The next chunk
-// is copied during the step ky = 0 and, for kTf32, rounded during the step ky = 1.
+// for each chunk, the rows ky = 0, 1, 2 of taps. Inputs change only with the chunk. The copies of
+// the next chunk start in the step ky = 0.
 template <class Tile, ProductKind kind>
 class Pipeline {
   using C = Chunk<Tile, kind>;
@@ -56,11 +56,8 @@ class Pipeline {
     }
     __syncthreads();
     start_input();
-    copies_.commit();
     start_weights();
     copies_.commit();
-    copies_.template wait<1>();
-    round_input();
   }
 
   __device__ __forceinline__ int steps_of_term() const { return chunks_ * 3; }
@@ -75,7 +72,6 @@ class Pipeline {
     if (ky_ == 0 && inputs_left_ > 0) start_input();
     if (weights_left_ > 0) start_weights();
     copies_.commit();
-    if (ky_ == 1) round_input();
   }
   // Inputs of the tap (ky, 0) for the block's first pixel, and weights of that tap.
   __device__ __forceinline__ const float4* input() const {
@@ -115,19 +111,6 @@ class Pipeline {
 
   // Starts the copies of the next chunk of inputs.
   __device__ __forceinline__ void start_input() {
-    for_own_pixels([&](float4* to, int i) { copies_.start(to, x_ + i * kPixelsAtOnce * pixel_); });
-    x_ += C::kPieces;
-    if (--inputs_left_ == chunks_) x_ = first_input(!swapped_);
-  }
-  // Rounds what this thread has copied of the next chunk of inputs.
-  __device__ __forceinline__ void round_input() const {
-    if constexpr (kind == ProductKind::kTf32) {
-      for_own_pixels([](float4* piece, int) { round_to_tf32(piece); });
-    }
-  }
-  // Calls body(piece, i) for the thread's i-th piece of the next chunk of inputs.
-  template <class Body>
-  __device__ __forceinline__ void for_own_pixels(const Body& body) const {
     const int first = (pixel() / Tile::kSide + 1) * Tile::kPitch + pixel() % Tile::kSide + 1;
     float4* const to = inputs_ + (C::kInputSize - input_) + piece() * C::kPlane + first;
     TM_UNROLL
@@ -135,9 +118,11 @@ class Pipeline {
       // The next 64 pixels are four rows of the image, or the next image.
       constexpr int kStride = Tile::kImages > 1 ? Tile::kBordered : 4 * Tile::kPitch;
       if (Tile::kImages == 1 || place_.first_image + i < params_.shape.batch) {
-        body(to + i * kStride, i);
+        copies_.start(to + i * kStride, x_ + i * kPixelsAtOnce * pixel_);
       }
     }
+    x_ += C::kPieces;
+    if (--inputs_left_ == chunks_) x_ = first_input(!swapped_);
   }
 
   // Starts the copies of the next step's weights.

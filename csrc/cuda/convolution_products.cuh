@@ -21,8 +21,7 @@ __device__ __forceinline__ void split(float (&words)[count], float (&rest)[count
 }
 
 // Adds the products of two pieces of input channels at one tap. `pixels` and `weights` are the
-// places that this lane reads for ldmatrix (lane_pixel(), lane_weight()), at the tap. For kTf32 and
-// kFp16 they are rounded already.
+// places that this lane reads for ldmatrix (lane_pixel(), lane_weight()), at the tap.
 template <class Tile, ProductKind kind>
 __device__ __forceinline__ void multiply(const float4* pixels, const float4* weights,
                                          typename Tile::Sums& sums) {

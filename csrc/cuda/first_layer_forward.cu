@@ -79,7 +79,7 @@ __global__ void __launch_bounds__(kThreads, 2) first_layer_forward_kernel(FirstL
         // ReLU, written so that NaN stays NaN.
         sum += z <= 0.0f ? 0.0f : z;
       }
-      out[part.window(k)] = 0.25f * sum;
+      out[part.window(k)] = rounded(p.rounds, 0.25f * sum);
     }
   }
 }
@@ -138,7 +138,7 @@ __global__ void __launch_bounds__(kThreads, 2) first_layer_tangent_kernel(FirstL
       const float z_tangent = affine_tangent(weight, weight_tangent, bias_tangent, xh, xh_tangent);
       pooled += weight * xh + bias <= 0.0f ? 0.0f : z_tangent;
     }
-    out[part.window(k)] = 0.25f * pooled;
+    out[part.window(k)] = rounded(p.rounds, 0.25f * pooled);
   }
   if (part.leads()) {
     p.mean_tangent[statistic] = mean_tangent;

@@ -76,7 +76,7 @@ __global__ void __launch_bounds__(kThreads, 1) fused_block_forward_kernel(FusedB
         // ReLU, written so that NaN stays NaN.
         pooled[i % 2] += z <= 0.0f ? 0.0f : z;
       }
-      store_pooled(shape, place, m, n, pooled[0], pooled[1], p.out);
+      store_pooled(shape, place, m, n, pooled[0], pooled[1], p.rounds, p.out);
     }
   }
 }

@@ -105,7 +105,7 @@ __global__ void __launch_bounds__(kThreads, 1) fused_block_tangent_kernel(FusedB
           pooled[e] += weight[e] * xh + bias[e] <= 0.0f ? 0.0f : z_tangent;
         }
       }
-      store_pooled(shape, place, m, n, pooled[0], pooled[1], p.out_tangent);
+      store_pooled(shape, place, m, n, pooled[0], pooled[1], p.rounds, p.out_tangent);
     }
   }
 }

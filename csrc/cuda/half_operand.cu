@@ -1,8 +1,8 @@
-// Prepares fp16 operands: measures the magnitudes of tensors, and scales and rounds them to half
-// precision (formulas, bytes and floors: core/half_operand.h).
+// Prepares operands: measures the magnitudes of tensors, and scales and rounds them to half
+// precision, or rounds them to TF32 (formulas, bytes and floors: core/half_operand.h).
 //
 // Measuring: kMagnitudes blocks per tensor walk it in a grid-stride loop, and each writes the
-// largest finite magnitude it has seen. Rounding: a thread turns four numbers into two words.
+// largest finite magnitude it has seen. Rounding: a thread takes four numbers at a time.
 // Deterministic. No argument may alias another.
 
 #include "core/half_operand.h"
@@ -10,6 +10,7 @@
 #include "cuda/elementwise.cuh"
 #include "cuda/half_operand.cuh"
 #include "cuda/half_precision.cuh"
+#include "cuda/tensor_core.cuh"
 
 namespace trajmatch::cuda {
 namespace {
@@ -51,13 +52,23 @@ __global__ void __launch_bounds__(kMeasureThreads) measure_magnitudes_kernel(Mea
   if (lane == 0) magnitudes[blockIdx.z * kMagnitudes + blockIdx.x] = of_block;
 }
 
-__global__ void __launch_bounds__(kElementwiseThreads) round_to_half_kernel(RoundToHalf p) {
+__global__ void __launch_bounds__(kElementwiseThreads) round_operands_kernel(RoundOperands p) {
   // Select by comparison: with a run-time index, the compiler copies the parameters of this kernel
   // to local memory.
   const bool second = blockIdx.y == 1;
   const float* const x = (second ? p.each[1].x : p.each[0].x) + blockIdx.z * p.size;
-  float* const halves = (second ? p.each[1].halves : p.each[0].halves) + blockIdx.z * p.size / 2;
+  float* const to = second ? p.each[1].rounded : p.each[0].rounded;
   const float* const magnitudes = second ? p.each[1].magnitudes : p.each[0].magnitudes;
+  if (magnitudes == nullptr) {
+    for_each_element(p.size / 4, [&](int64_t i) {
+      const float4 four = reinterpret_cast<const float4*>(x)[i];
+      reinterpret_cast<float4*>(to + blockIdx.z * p.size)[i] =
+          float4{round_to_tf32(four.x), round_to_tf32(four.y), round_to_tf32(four.z),
+                 round_to_tf32(four.w)};
+    });
+    return;
+  }
+  float* const halves = to + blockIdx.z * p.size / 2;
   const PowerOfTwo scale(scale_exponent(magnitudes, blockIdx.z));
   for_each_element(p.size / 4, [&](int64_t i) {
     const float4 four = reinterpret_cast<const float4*>(x)[i];
@@ -74,11 +85,11 @@ void launch_measure_magnitudes(const MeasureMagnitudes& params, Stream stream) {
   TM_LAUNCH(measure_magnitudes_kernel, grid, kMeasureThreads, 0, stream, params);
 }
 
-void launch_round_to_half(const RoundToHalf& params, Stream stream) {
+void launch_round_operands(const RoundOperands& params, Stream stream) {
   const int64_t blocks = (params.size / 4 + kElementwiseThreads - 1) / kElementwiseThreads;
   const dim3 grid(grid_size(blocks < kMaxRoundBlocks ? blocks : kMaxRoundBlocks),
                   static_cast<unsigned>(params.count), grid_size(params.trajectories));
-  TM_LAUNCH(round_to_half_kernel, grid, kElementwiseThreads, 0, stream, params);
+  TM_LAUNCH(round_operands_kernel, grid, kElementwiseThreads, 0, stream, params);
 }
 
 }  // namespace trajmatch::cuda

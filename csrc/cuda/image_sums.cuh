@@ -61,18 +61,18 @@ __device__ __forceinline__ int64_t statistic(const FusedConvolutionShape& shape,
 
 // Writes the mean of a 2x2 window for two channels. The lane and its neighbour in the row hold two
 // pixels of the window each; `first` and `second` are the lane's sums over its two. All lanes must
-// call it.
+// call it. `rounds`: rounded to TF32.
 template <class Tile>
 __device__ __forceinline__ void store_pooled(const FusedConvolutionShape& shape,
                                              const Place<Tile>& place, int m, int n, float first,
-                                             float second, float* out) {
+                                             float second, bool rounds, float* out) {
   first += __shfl_xor_sync(kFullWarp, first, 4);
   second += __shfl_xor_sync(kFullWarp, second, 4);
   if (place.g % 2 != 0 || !place.has(shape, m)) return;
   const int pixel = place.row(m) / 2 * (Tile::kSide / 2) + place.column(m) / 2;
   store_two(out + place.global_image(m) * (shape.image_size() / 4) + pixel * shape.channels +
                 place.channel(n),
-            0.25f * first, 0.25f * second);
+            rounded(rounds, 0.25f * first), rounded(rounds, 0.25f * second));
 }
 
 }  // namespace trajmatch::cuda::fused

@@ -14,6 +14,7 @@
 
 #include "core/norm_act_pool.h"
 #include "cuda/norm_act_pool_dispatch.cuh"
+#include "cuda/tensor_core.cuh"
 
 namespace trajmatch::cuda {
 namespace {
@@ -134,8 +135,8 @@ __global__ void __launch_bounds__(kPlaneThreads<T>, 1)
       for (int k = 0; k < kPixels; ++k) {
         if (!window.has(k)) continue;
         const int offset = window.offset(k);
-        grad_x[offset + channel] =
-            rstd * centred(weight.at(offset) * dz[k], mean_dxh, mean_dxh_xh, xh[k]);
+        const T dx = rstd * centred(weight.at(offset) * dz[k], mean_dxh, mean_dxh_xh, xh[k]);
+        grad_x[offset + channel] = rounded(p.rounds, dx);
       }
     });
   });

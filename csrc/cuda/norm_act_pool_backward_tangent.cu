@@ -14,6 +14,7 @@
 
 #include "core/norm_act_pool.h"
 #include "cuda/norm_act_pool_dispatch.cuh"
+#include "cuda/tensor_core.cuh"
 
 namespace trajmatch::cuda {
 namespace {
@@ -190,8 +191,8 @@ __global__ void __launch_bounds__(kPlaneThreads<T>, 1)
         const T dx_t = rstd * centred_tangent(dxh_t, mean_dxh_t, mean_dxh_xh, mean_dxh_xh_t,
                                               w.xh[k], w.xh_t[k]) -
                        projection * dx;
-        if (p.grad_x != nullptr) p.grad_x[in_image + offset + channel] = dx;
-        p.grad_x_tangent[in_image + offset + channel] = dx_t;
+        if (p.grad_x != nullptr) p.grad_x[in_image + offset + channel] = rounded(p.rounds, dx);
+        p.grad_x_tangent[in_image + offset + channel] = rounded(p.rounds, dx_t);
       }
     });
   });

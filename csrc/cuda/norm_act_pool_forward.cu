@@ -11,6 +11,7 @@
 
 #include "core/norm_act_pool.h"
 #include "cuda/norm_act_pool_dispatch.cuh"
+#include "cuda/tensor_core.cuh"
 
 namespace trajmatch::cuda {
 namespace {
@@ -89,7 +90,7 @@ __global__ void __launch_bounds__(kPlaneThreads<T>, 1)
       pool_shares<pooling>(value, share);
       T pooled = 0;
       for (int k = 0; k < kWindow<pooling>; ++k) pooled += share[k] * value[k];
-      out[window.out + channel] = pooled;
+      out[window.out + channel] = rounded(p.rounds, pooled);
     });
   });
 }

@@ -12,6 +12,7 @@
 
 #include "core/norm_act_pool.h"
 #include "cuda/norm_act_pool_dispatch.cuh"
+#include "cuda/tensor_core.cuh"
 
 namespace trajmatch::cuda {
 namespace {
@@ -100,7 +101,7 @@ __global__ void __launch_bounds__(kPlaneThreads<T>, 1)
       pool_shares<pooling>(value, share);
       T pooled = 0;
       for (int k = 0; k < kWindow<pooling>; ++k) pooled += share[k] * tangent[k];
-      out_tangent[window.out + channel] = pooled;
+      out_tangent[window.out + channel] = rounded(p.rounds, pooled);
     });
   });
 }

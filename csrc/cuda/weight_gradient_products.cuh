@@ -42,16 +42,15 @@ struct LanePlaces {
   int x, dy;
 };
 
-// TF32: eight pixels in a row. x is rounded already; dy, which fewer warps read, is rounded here,
-// to spare traffic to shared memory. k = t of the product is pixel 2 t, and k = t + 4 is pixel 2 t
-// + 1. The inputs of the three taps kx are then four neighbouring pixels.
+// TF32: eight pixels in a row. k = t of the product is pixel 2 t, and k = t + 4 is pixel 2 t + 1.
+// The inputs of the three taps kx are then four neighbouring pixels.
 template <class S>
 __device__ __forceinline__ void multiply_in_tf32(const float* x, const float* dy, Sums& sums) {
   float b[4][2];
   TM_UNROLL
   for (int n = 0; n < 4; ++n) {
-    b[n][0] = round_to_tf32(dy[n * 8]);
-    b[n][1] = round_to_tf32(dy[n * 8 + S::Output::kPixel]);
+    b[n][0] = dy[n * 8];
+    b[n][1] = dy[n * 8 + S::Output::kPixel];
   }
   TM_UNROLL
   for (int m = 0; m < 2; ++m) {

@@ -79,19 +79,16 @@ class StripPipeline {
     begin_pair();
     __syncthreads();
     for (int i = 0; i + 1 < kStages; ++i) start();
-    copies_.template wait<kStages - 2>();
-    round(0);
   }
 
   __device__ __forceinline__ int steps_of_pair() const { return strips_; }
   // Waits for this step's copies and the previous step's products. Then starts the copies for the
-  // step after next, and rounds the x of the next step.
+  // step after next.
   __device__ __forceinline__ void begin() {
-    copies_.template wait<S::kHalf ? kStages - 2 : 0>();
+    copies_.template wait<kStages - 2>();
     __syncthreads();
     stage_ = next(stage_);
     start();
-    round(next(stage_));
   }
   __device__ __forceinline__ const float* input() const { return memory_ + stage_; }
   __device__ __forceinline__ const float* output() const { return input() + Input::kSize; }
@@ -136,13 +133,6 @@ class StripPipeline {
     const int pixel_at = pixel<Output>() + at;
     return reinterpret_cast<float4*>(memory_ + stage + Input::kSize + pixel_at * Output::kPixel) +
            piece<Output>();
-  }
-
-  // Rounds to TF32 what this thread has copied of x to a stage.
-  __device__ __forceinline__ void round(int stage) const {
-    if constexpr (!S::kHalf) {
-      for_own_pixels<Input>([&](int at) { round_to_tf32(input_place(stage, at)); });
-    }
   }
 
   // Starts the copies of a step, if any is left, and moves on to the next.

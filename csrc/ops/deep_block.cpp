@@ -14,9 +14,9 @@ bool fused_convolution_fits_device(const FusedConvolutionShape&, ProductKind, Pr
 }
 #endif
 
-// The operand that products of this kind read: the halves for kFp16, otherwise the float32 values.
-const float* in_kind(ProductKind kind, const Tensor& values, const OptionalTensor& halves) {
-  return kind == ProductKind::kFp16 ? read<float>(halves) : read<float>(values);
+// The operand that products of this kind read.
+const float* in_kind(ProductKind kind, const Tensor& values, const OptionalTensor& rounded) {
+  return kind != ProductKind::kTf32x3 && rounded ? read<float>(rounded) : read<float>(values);
 }
 
 }  // namespace
@@ -44,7 +44,10 @@ bool DeepBlock::takes(const Network& network, size_t index) {
 }
 
 DeepBlock::DeepBlock(LayerCall& call, size_t index)
-    : FusedBlock(call, index), kinds_(kinds_of(call.network)) {}
+    : FusedBlock(call, index), kinds_(kinds_of(call.network)) {
+  const bool tf32 = kinds_.other == ProductKind::kTf32;
+  call_.rounds[in_] = {tf32 && kinds_.forward == ProductKind::kTf32, tf32};
+}
 
 void DeepBlock::begin() {
   weight_.all = weight("fused_weight", call_.theta);
@@ -67,27 +70,28 @@ void DeepBlock::begin() {
 }
 
 void DeepBlock::read_input() {
-  input_ = activation("fused_input", call_.values[in_].data);
-  scale({input_});
+  input_ = activation("fused_input", call_.values[in_].data, call_.rounds[in_].data);
+  round({input_});
 }
 
 void DeepBlock::forward() {
   read_input();
   const Value& to = made();
-  TM_LAUNCH_FUSED(
-      launch_fused_block_forward,
-      FusedBlockForward{
-          convolution(kinds_.forward, {{input_, weight_.forward, weight_.all.magnitudes}},
-                      call_.data_place(out_ - 1)),
-          norm(), write<float>(to.data), write<float>(to.mean), write<float>(to.rstd)});
+  TM_LAUNCH_FUSED(launch_fused_block_forward,
+                  FusedBlockForward{convolution(kinds_.forward,
+                                                {{input_, weight_.forward, weight_.all.magnitudes}},
+                                                call_.data_place(out_ - 1)),
+                                    norm(), write<float>(to.data), write<float>(to.mean),
+                                    write<float>(to.rstd), call_.rounds[out_].data});
 }
 
 void DeepBlock::tangent() {
   mean_tangent_ = statistics("mean_tangent");
   projection_ = statistics("projection");
   const Tensor out = call_.place("tangent", out_);
-  input_tangent_ = activation("fused_input_tangent", *call_.values[in_].tangent);
-  scale({input_tangent_});
+  input_tangent_ =
+      activation("fused_input_tangent", *call_.values[in_].tangent, call_.rounds[in_].tangent);
+  round({input_tangent_});
   y_tangent_ = call_.place("tangent", out_ - 1);
   // y' = W * x' + W' * x
   const std::vector<Term> terms{{input_tangent_, weight_.tangent, weight_.all.magnitudes},
@@ -99,7 +103,8 @@ void DeepBlock::tangent() {
       FusedBlockTangent{convolution(kinds_.other, terms, y_tangent_), norm(), tangents.norm_weight,
                         tangents.norm_bias, read<float>(call_.values[out_ - 1].data),
                         read<float>(to.mean), read<float>(to.rstd), write<float>(out),
-                        write<float>(mean_tangent_), write<float>(projection_)});
+                        write<float>(mean_tangent_), write<float>(projection_),
+                        call_.rounds[out_].tangent});
   call_.values[out_].tangent = out;
 }
 
@@ -113,7 +118,8 @@ void DeepBlock::backward() {
   const Device device(call_.like);
   float* const partial = write<float>(partial_affine());
   call_.sum_later(shape.affine_sums(partial, grads.norm_weight, grads.norm_bias));
-  const Operand grad = activation("fused_grad", grad_y);
+  const bool rounds = kinds_.other == ProductKind::kTf32;
+  const Operand grad = activation("fused_grad", grad_y, rounds);
   const Term along_weight{grad, weight_.turned, weight_.all.magnitudes};
   // The norm comes first in the backward pass: it turns the gradient in the output into the one in
   // y, which the weight and input gradients need.
@@ -121,25 +127,38 @@ void DeepBlock::backward() {
     run(NormActPoolBackward<float>{shape, read<float>(y.data), own.norm_weight, own.norm_bias,
                                    read<float>(from.mean), read<float>(from.rstd),
                                    read<float>(from.grad), write<float>(grad_y), partial, nullptr,
-                                   nullptr},
+                                   nullptr, nullptr, rounds},
         device);
-    scale({grad});
+    round({grad});
     call_.add_grad(in_, input_gradient(call_.grad_place(in_), {along_weight}));
     weight_gradient({{input_, grad}});
     return;
   }
   const Tensor grad_y_tangent = call_.place("grad_tangent", out_ - 1);
   const auto tangents = places(*call_.theta_tangent);
-  run(NormActPoolBackwardTangent<float>{shape, read<float>(y.data), own.norm_weight, own.norm_bias,
-                                        read<float>(from.mean), read<float>(from.rstd),
-                                        read<float>(y_tangent_), tangents.norm_weight,
-                                        tangents.norm_bias, read<float>(mean_tangent_),
-                                        read<float>(projection_), read<float>(from.grad),
-                                        read<float>(from.grad_tangent), write<float>(grad_y),
-                                        write<float>(grad_y_tangent), partial, nullptr, nullptr},
+  run(NormActPoolBackwardTangent<float>{shape,
+                                        read<float>(y.data),
+                                        own.norm_weight,
+                                        own.norm_bias,
+                                        read<float>(from.mean),
+                                        read<float>(from.rstd),
+                                        read<float>(y_tangent_),
+                                        tangents.norm_weight,
+                                        tangents.norm_bias,
+                                        read<float>(mean_tangent_),
+                                        read<float>(projection_),
+                                        read<float>(from.grad),
+                                        read<float>(from.grad_tangent),
+                                        write<float>(grad_y),
+                                        write<float>(grad_y_tangent),
+                                        partial,
+                                        nullptr,
+                                        nullptr,
+                                        nullptr,
+                                        rounds},
       device);
-  const Operand grad_tangent = activation("fused_grad_tangent", grad_y_tangent);
-  scale({grad, grad_tangent});
+  const Operand grad_tangent = activation("fused_grad_tangent", grad_y_tangent, rounds);
+  round({grad, grad_tangent});
   if (call_.wants_grad(in_)) {
     call_.add_grad(in_, input_gradient(call_.grad_place(in_), {along_weight}));
   }
@@ -166,15 +185,16 @@ Tensor DeepBlock::magnitudes(const char* name) const {
   return call_.workspace.contiguous(name, out_, {call_.trajectories, kMagnitudes}, call_.like);
 }
 
-auto DeepBlock::activation(const char* name, const Tensor& values) const -> Operand {
+auto DeepBlock::activation(const char* name, const Tensor& values, bool is_rounded) const
+    -> Operand {
   Operand result{values, {}, {}};
-  if (kinds_.other == ProductKind::kFp16) {
-    const std::string stem = name;
-    const int64_t size = call_.images() * shape().image_size();
-    result.halves =
-        call_.workspace.contiguous((stem + "_halves").c_str(), out_, {size / 2}, call_.like);
-    result.magnitudes = magnitudes((stem + "_magnitudes").c_str());
-  }
+  if (is_rounded) return result;
+  const std::string stem = name;
+  const bool half = kinds_.other == ProductKind::kFp16;
+  const int64_t size = call_.images() * shape().image_size() / (half ? 2 : 1);
+  result.rounded =
+      call_.workspace.contiguous((stem + "_rounded").c_str(), out_, {size}, call_.like);
+  if (half) result.magnitudes = magnitudes((stem + "_magnitudes").c_str());
   return result;
 }
 
@@ -198,18 +218,20 @@ Tensor DeepBlock::packed(const char* name, const Operand& weight, bool turned,
   return result;
 }
 
-void DeepBlock::scale(const std::vector<Operand>& activations) const {
-  if (kinds_.other != ProductKind::kFp16) return;
+void DeepBlock::round(const std::vector<Operand>& activations) const {
   const int64_t size = call_.batch * shape().image_size();
   MeasureMagnitudes measure{{}, 0, call_.trajectories};
-  RoundToHalf round{{}, 0, call_.trajectories, size};
+  RoundOperands round{{}, 0, call_.trajectories, size};
   for (const Operand& one : activations) {
+    if (!one.rounded) continue;
     const float* const x = read<float>(one.values);
-    measure.each[measure.count++] = {x, size, size, write<float>(one.magnitudes)};
-    round.each[round.count++] = {x, read<float>(one.magnitudes), write<float>(one.halves)};
+    if (one.magnitudes) {
+      measure.each[measure.count++] = {x, size, size, write<float>(one.magnitudes)};
+    }
+    round.each[round.count++] = {x, read<float>(one.magnitudes), write<float>(one.rounded)};
   }
-  TM_LAUNCH_FUSED(launch_measure_magnitudes, measure);
-  TM_LAUNCH_FUSED(launch_round_to_half, round);
+  if (measure.count > 0) TM_LAUNCH_FUSED(launch_measure_magnitudes, measure);
+  if (round.count > 0) TM_LAUNCH_FUSED(launch_round_operands, round);
 }
 
 FusedConvolution DeepBlock::convolution(ProductKind kind, const std::vector<Term>& terms,
@@ -219,7 +241,7 @@ FusedConvolution DeepBlock::convolution(ProductKind kind, const std::vector<Term
       {},      write<float>(y)};
   for (size_t i = 0; i < terms.size(); ++i) {
     const auto& [x, packed, magnitudes] = terms[i];
-    result.term[i] = {in_kind(kind, x.values, x.halves), read<float>(packed),
+    result.term[i] = {in_kind(kind, x.values, x.rounded), read<float>(packed),
                       read<float>(x.magnitudes), read<float>(magnitudes)};
   }
   return result;
@@ -236,8 +258,8 @@ void DeepBlock::weight_gradient(const Pairs& activations_and_grads) const {
                                 {},     write<float>(partial)};
   for (size_t i = 0; i < activations_and_grads.size(); ++i) {
     const auto& [x, grad_y] = activations_and_grads[i];
-    params.pair[i] = {in_kind(kinds_.other, x.values, x.halves),
-                      in_kind(kinds_.other, grad_y.values, grad_y.halves),
+    params.pair[i] = {in_kind(kinds_.other, x.values, x.rounded),
+                      in_kind(kinds_.other, grad_y.values, grad_y.rounded),
                       read<float>(x.magnitudes), read<float>(grad_y.magnitudes)};
   }
   // Queued after the gradient in the input, so that it runs beside the backward pass of the

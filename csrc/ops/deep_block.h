@@ -32,12 +32,13 @@ class DeepBlock : public FusedBlock {
     ProductKind forward, other;
   };
   static Kinds kinds_of(const Network& network);
-  // An operand of products: an activation [K B, C, H, W] or all parameters [K, P]. In half
-  // precision it also has the magnitudes that define its scale and, for an activation, its halves.
-  // The halves of weights are made when they are packed.
+  // An operand of products: an activation [K B, C, H, W] or all parameters [K, P]. If the kernel
+  // that made an activation did not round it, it has rounded numbers of its own. In half precision,
+  // operands also have the magnitudes that define their scale. Weights are rounded when they are
+  // packed.
   struct Operand {
     Tensor values;
-    OptionalTensor halves, magnitudes;
+    OptionalTensor rounded, magnitudes;
   };
   // A weight of the block in the orders that the kernels read: as it is, for the forward pass and
   // for tangents, and turned.
@@ -58,12 +59,12 @@ class DeepBlock : public FusedBlock {
   static FusedConvolutionShape shape_of(const Block& block, int64_t batch, int64_t trajectories);
   FusedNorm norm() const;
   Tensor magnitudes(const char* name) const;
-  Operand activation(const char* name, const Tensor& values) const;
+  Operand activation(const char* name, const Tensor& values, bool is_rounded) const;
   // Ask for the magnitudes of a weight, and for a packed copy of it, before the first layer runs.
   Operand weight(const char* name, const Tensor& parameters) const;
   Tensor packed(const char* name, const Operand& weight, bool turned, ProductKind kind) const;
-  // For half precision: measures the magnitudes of one or two activations and fills their halves.
-  void scale(const std::vector<Operand>& activations) const;
+  // Fills the rounded numbers of one or two activations, if they have any.
+  void round(const std::vector<Operand>& activations) const;
   FusedConvolution convolution(ProductKind kind, const std::vector<Term>& terms,
                                const Tensor& y) const;
   void weight_gradient(const Pairs& activations_and_grads) const;

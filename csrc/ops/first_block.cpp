@@ -29,16 +29,17 @@ void FirstBlock::forward() {
   const Value& to = made();
   TM_LAUNCH_FUSED(launch_first_layer_forward,
                   FirstLayerForward{inputs(), write<float>(to.data), write<float>(to.mean),
-                                    write<float>(to.rstd)});
+                                    write<float>(to.rstd), call_.rounds[out_].data});
 }
 
 void FirstBlock::tangent() {
   mean_tangent_ = statistics("mean_tangent");
   projection_ = statistics("projection");
   const Tensor out = call_.place("tangent", out_);
-  TM_LAUNCH_FUSED(launch_first_layer_tangent,
-                  FirstLayerTangent{inputs(), tangents(), write<float>(out),
-                                    write<float>(mean_tangent_), write<float>(projection_)});
+  TM_LAUNCH_FUSED(
+      launch_first_layer_tangent,
+      FirstLayerTangent{inputs(), tangents(), write<float>(out), write<float>(mean_tangent_),
+                        write<float>(projection_), call_.rounds[out_].tangent});
   call_.values[out_].tangent = out;
 }
 

@@ -74,6 +74,7 @@ LayerCall::LayerCall(const Network& network_, const Tensor& like_, int64_t traje
       like(like_),
       trajectories(trajectories_),
       kept(kept_of(network, like.scalar_type() == ScalarType::Float)),
+      rounds(kept.size()),
       values(kept.size()) {}
 
 LayerCall::~LayerCall() {

@@ -36,6 +36,11 @@ struct Kept {
   bool grad = false;        // recomputing it would cost a product
 };
 
+// The parts of a value that the node rounds to TF32, because only products of TF32 read them.
+struct Rounds {
+  bool data = false, tangent = false;
+};
+
 // The state of the current call, which computes the gradient of a loss or its derivative along
 // tangents. It is reused from call to call.
 struct LayerCall {
@@ -113,7 +118,8 @@ struct LayerCall {
   Tensor like;
   const int64_t trajectories;  // K
   Workspace workspace;
-  std::vector<Kept> kept;  // indexed by value
+  std::vector<Kept> kept;      // indexed by value
+  std::vector<Rounds> rounds;  // indexed by value
   // State of the current call:
   int64_t batch = 0;  // B
   bool has_tape = false, is_jvp = false, wants_image_gradient = false;

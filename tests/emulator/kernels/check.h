@@ -9,12 +9,14 @@
 #include <functional>
 #include <limits>
 #include <random>
+#include <set>
 #include <string>
 #include <type_traits>
 #include <utility>
 #include <vector>
 
 #include "core/macros.h"
+#include "cuda/tensor_core.cuh"
 #include "runtime/engine.h"
 #include "runtime/launch.h"
 #include "runtime/options.h"
@@ -195,5 +197,24 @@ std::vector<testing::Case> first_layer_cases();
 std::vector<testing::Case> fused_convolution_cases();
 std::vector<testing::Case> half_operand_cases();
 std::vector<testing::Case> share_sums_cases();
+
+// Op has a flag `rounds`: with it, the results of these names are those without it, rounded to
+// TF32. Other results do not change.
+template <class Op>
+void check_rounds(const std::set<std::string>& names, Op op) {
+  const Outputs<float> whole = op.template run<float>(Backend::kCuda);
+  op.rounds = true;
+  const Outputs<float> found = op.template run<float>(Backend::kCuda);
+  size_t rounded = 0;
+  for (size_t i = 0; i < whole.tensors().size(); ++i) {
+    auto [name, wanted] = whole.tensors()[i];
+    if (names.count(name) > 0) {
+      ++rounded;
+      for (float& value : wanted) value = trajmatch::cuda::round_to_tf32(value);
+    }
+    testing::expect(same_bits(found.tensors()[i].second, wanted), name + " is not rounded so");
+  }
+  testing::expect(rounded == names.size(), "a result to round is missing");
+}
 
 }  // namespace kernels

@@ -78,6 +78,7 @@ struct Inputs {
 
 struct Forward {
   const Problem& problem;
+  bool rounds = false;
 
   template <class T>
   Outputs<T> run(Backend backend) const {
@@ -90,7 +91,7 @@ struct Forward {
         float* const result = out.add("out", pooled);
         float* const mean = out.add("mean", groups);
         trajmatch::cuda::launch_first_layer_forward(
-            {in.all(), result, mean, out.add("rstd", groups)}, test_stream());
+            {in.all(), result, mean, out.add("rstd", groups), rounds}, test_stream());
         return out;
       }
     }
@@ -104,6 +105,7 @@ struct Forward {
 
 struct Tangent {
   const Problem& problem;
+  bool rounds = false;
 
   template <class T>
   Outputs<T> run(Backend backend) const {
@@ -116,7 +118,8 @@ struct Tangent {
         float* const result = out.add("out_tangent", pooled);
         float* const mean = out.add("mean_tangent", groups);
         trajmatch::cuda::launch_first_layer_tangent(
-            {in.all(), in.tangents(), result, mean, out.add("projection", groups)}, test_stream());
+            {in.all(), in.tangents(), result, mean, out.add("projection", groups), rounds},
+            test_stream());
         return out;
       }
     }
@@ -223,6 +226,8 @@ void check_shape(const BlockShape& shape) {
   const Problem problem(shape);
   check_float(Forward{problem});
   check_float(Tangent{problem});
+  check_rounds({"out"}, Forward{problem});
+  check_rounds({"out_tangent"}, Tangent{problem});
   for (const bool wants_images : {true, false}) {
     check_float(Backward{problem, wants_images});
     check_float(BackwardTangent{problem, wants_images});

@@ -44,9 +44,10 @@ class Operand {
                             ProductKind kind) {
     const int64_t size = shape.batch * shape.image_size();
     Operand result(values, shape, kind, size, size);
-    if (kind != ProductKind::kFp16) return result;
-    result.prepared_.assign(shape.trajectories * size / 2, std::nanf(""));
-    trajmatch::cuda::launch_round_to_half(
+    if (kind == ProductKind::kTf32x3) return result;
+    const int64_t per_word = kind == ProductKind::kFp16 ? 2 : 1;
+    result.prepared_.assign(shape.trajectories * size / per_word, std::nanf(""));
+    trajmatch::cuda::launch_round_operands(
         {{{result.values_.get(), result.magnitudes(), result.prepared_.data()}},
          1,
          shape.trajectories,
@@ -168,6 +169,7 @@ struct Block {
 
 struct Forward {
   const Block& block;
+  bool rounds = false;
 
   template <class T>
   Outputs<T> run(Backend backend) const {
@@ -191,7 +193,8 @@ struct Forward {
              block.norm(parameters.get()),
              pooled,
              mean,
-             out.add("rstd", groups)},
+             out.add("rstd", groups),
+             rounds},
             test_stream());
         return out;
       }
@@ -207,6 +210,7 @@ struct Forward {
 
 struct Tangent {
   const Block& block;
+  bool rounds = false;
 
   template <class T>
   Outputs<T> run(Backend backend) const {
@@ -243,7 +247,8 @@ struct Tangent {
              rstd.get(),
              pooled,
              mean_tangent,
-             out.add("projection", groups)},
+             out.add("projection", groups),
+             rounds},
             test_stream());
         return out;
       }
@@ -267,7 +272,11 @@ struct BlockCase {
 void check_block(const BlockCase& one) {
   const Block block(one.shape, one.kind, one.tile, one.moving_input);
   check_float(Forward{block});
-  if (one.kind != ProductKind::kTf32x3) check_float(Tangent{block});
+  if (one.kind == ProductKind::kTf32x3) return;
+  check_float(Tangent{block});
+  if (one.kind != ProductKind::kTf32) return;
+  check_rounds({"out"}, Forward{block});
+  check_rounds({"out_tangent"}, Tangent{block});
 }
 
 void check_product(const Choice& choice) {
@@ -372,7 +381,7 @@ void check_not_finite(ProductKind kind, double value) {
 // Operands with more bits than the kind holds are each rounded: the result equals that of operands
 // rounded beforehand.
 template <class Op>
-void check_rounding(const Op& op, const Op& rounded) {
+void check_rounded_operands(const Op& op, const Op& rounded) {
   const Outputs<float> found = op.template run<float>(Backend::kCuda);
   const Outputs<double> wanted = rounded.template run<double>(Backend::kCpu);
   const double error = relative_error(found.tensors()[0].second, wanted.tensors()[0].second);
@@ -471,8 +480,9 @@ std::vector<testing::Case> fused_convolution_cases() {
     const FusedConvolutionShape shape{1, 1, 8, 64};
     cases.push_back({"fused_convolution rounding " + text(shape, kind), [shape, kind] {
                        const Choice choice{shape, kind, 64, 2, false};
-                       check_rounding(Product(choice, false), Product(choice, true));
-                       check_rounding(Weight(shape, kind, 1, 2, false), Weight(shape, kind, 1, 2));
+                       check_rounded_operands(Product(choice, false), Product(choice, true));
+                       check_rounded_operands(Weight(shape, kind, 1, 2, false),
+                                              Weight(shape, kind, 1, 2));
                      }});
   }
   for (const std::vector<double>& factors : {std::vector<double>{1e-9, 1e6, 1.0, 1e-3},

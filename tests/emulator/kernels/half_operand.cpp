@@ -99,8 +99,8 @@ struct Prepared {
       trajmatch::cuda::launch_measure_magnitudes(
           {{{x.get(), size, size + kGap, magnitudes}}, 1, kTrajectories}, test_stream());
       std::vector<float> ones(kMagnitudes, 0.5f);
-      trajmatch::cuda::launch_round_to_half({{{x.get(), ones.data(), halves}}, 1, 1, whole},
-                                            test_stream());
+      trajmatch::cuda::launch_round_operands({{{x.get(), ones.data(), halves}}, 1, 1, whole},
+                                             test_stream());
     }
     return out;
   }

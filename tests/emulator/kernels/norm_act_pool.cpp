@@ -143,6 +143,7 @@ struct Data {
 
 struct Forward {
   const Data& data;
+  bool rounds = false;
 
   template <class T>
   Outputs<T> run(Backend backend) const {
@@ -157,6 +158,7 @@ struct Forward {
     if (backend == Backend::kCuda) {
       std::vector<double> sums = data.sums();
       params.sums = sums.empty() ? nullptr : sums.data();
+      params.rounds = rounds;
       trajmatch::cuda::launch_norm_act_pool_forward(params, test_stream());
     } else {
       each_trajectory(params, [](const auto& one) {
@@ -169,6 +171,7 @@ struct Forward {
 
 struct Tangent {
   const Data& data;
+  bool rounds = false;
 
   template <class T>
   Outputs<T> run(Backend backend) const {
@@ -191,6 +194,7 @@ struct Tangent {
     if (backend == Backend::kCuda) {
       std::vector<double> sums = data.sums();
       params.sums = sums.empty() ? nullptr : sums.data();
+      params.rounds = rounds;
       trajmatch::cuda::launch_norm_act_pool_tangent(params, test_stream());
     } else {
       each_trajectory(params, [](const auto& one) {
@@ -203,6 +207,7 @@ struct Tangent {
 
 struct Backward {
   const Data& data;
+  bool rounds = false;
 
   template <class T>
   Outputs<T> run(Backend backend) const {
@@ -229,6 +234,7 @@ struct Backward {
     if (backend == Backend::kCuda) {
       std::vector<double> sums = data.sums();
       params.sums = sums.empty() ? nullptr : sums.data();
+      params.rounds = rounds;
       trajmatch::cuda::launch_norm_act_pool_backward(params, test_stream());
     } else {
       each_trajectory(params, [affine](const auto& one) {
@@ -244,6 +250,7 @@ struct Backward {
 
 struct BackwardTangent {
   const Data& data;
+  bool rounds = false;
 
   template <class T>
   Outputs<T> run(Backend backend) const {
@@ -285,6 +292,7 @@ struct BackwardTangent {
     if (backend == Backend::kCuda) {
       std::vector<double> sums = data.sums();
       params.sums = sums.empty() ? nullptr : sums.data();
+      params.rounds = rounds;
       trajmatch::cuda::launch_norm_act_pool_backward_tangent(params, test_stream());
     } else {
       each_trajectory(params, [affine](const auto& one) {
@@ -314,6 +322,13 @@ void check_all(const NormActPoolShape& shape, Options options) {
     data.projection = tangent.tensors()[1].second;
   }
   check(BackwardTangent{data});
+  if (shape.activation != Activation::kRelu) return;  // as in the blocks that round
+  check_rounds({"out"}, Forward{data});
+  check_rounds({"out_tangent"}, Tangent{data});
+  check_rounds({"grad_x"}, Backward{data});
+  std::set<std::string> both{"grad_x", "grad_x_tangent"};
+  if (!options.wants_grad_x()) both.erase("grad_x");
+  check_rounds(both, BackwardTangent{data});
 }
 
 constexpr Activation kActivations[] = {Activation::kNone, Activation::kRelu, Activation::kLeakyRelu,

@@ -3,7 +3,9 @@
 #include "cuda/tensor_core.cuh"
 
 #include <algorithm>
+#include <cmath>
 #include <cstdint>
+#include <stdexcept>
 
 namespace trajmatch::cuda {
 namespace {
@@ -22,13 +24,21 @@ struct WarpOperands {
   uint32_t* words;
 };
 
+// The hardware ignores the low 13 bits, which truncates numbers that were not rounded before.
+uint32_t tf32_word(float value) {
+  const uint32_t word = __float_as_uint(value);
+  if (std::isfinite(value) && (word & 0x1fffu) != 0) {
+    throw std::runtime_error("an operand of a TF32 product was not rounded to TF32");
+  }
+  return word & ~0x1fffu;
+}
+
 }  // namespace
 
 void multiply_tf32(float (&d)[4], const float (&a)[4], const float (&b)[2]) {
   uint32_t own[6];
-  // The hardware ignores the low 13 bits.
-  for (int i = 0; i < 4; ++i) own[i] = __float_as_uint(a[i]) & ~0x1fffu;
-  for (int i = 0; i < 2; ++i) own[4 + i] = __float_as_uint(b[i]) & ~0x1fffu;
+  for (int i = 0; i < 4; ++i) own[i] = tf32_word(a[i]);
+  for (int i = 0; i < 2; ++i) own[4 + i] = tf32_word(b[i]);
   const WarpOperands operands(own);
   const unsigned lane = threadIdx.x % kWarpSize, g = lane / 4, t = lane % 4;
   const auto value = [&](unsigned from, int i) { return __uint_as_float(operands.of(from)[i]); };
