@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from trajmatch.errors import UserError, warn
+from trajmatch.memory import is_out_of_memory
 
 Inputs = Sequence[Tensor]
 Outputs = tuple[Tensor, ...]
@@ -41,6 +42,7 @@ class Replayed:
     Args:
         what: Beginning of that warning, e.g. ``the outer iteration runs``.
         remedy: Setting that silences the warning, or "".
+        lower: Setting to lower if memory runs out during the recording, or "".
         keep: Maximum number of recordings; a new one replaces the oldest.
         record: Recorder; default: :func:`cuda_graph`. Tests on the CPU use a recorder that calls
             the function again.
@@ -52,12 +54,13 @@ class Replayed:
         self,
         what: str,
         remedy: str = "",
+        lower: str = "",
         *,
         keep: int = 1,
         record: Record | None = None,
         ways: Callable[[], Sequence[Way]] = tuple,
     ) -> None:
-        self._what, self._remedy, self._keep = what, remedy, keep
+        self._what, self._remedy, self._lower, self._keep = what, remedy, lower, keep
         self._record, self._ways = record or cuda_graph, ways
         self._fastest: dict[Hashable, Way] = {}
         # For each key: input buffers, output buffers and the replay function.
@@ -115,6 +118,8 @@ class Replayed:
         except (RuntimeError, UserError) as error:  # UserError: from user code in the function
             self._failed.add(key)
             reason = f"it could not be recorded ({error})"
+            if self._lower and is_out_of_memory(error):
+                reason += f"; lower {self._lower} to leave memory for it"
             if reason not in self._said:
                 self._said.add(reason)
                 warn_without_graph(self._what, reason, self._remedy)

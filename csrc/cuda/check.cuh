@@ -11,8 +11,11 @@ namespace trajmatch::cuda {
 inline void check(cudaError_t error, const char* what) {
   if (error == cudaSuccess) return;
   cudaGetLastError();  // forgets it; otherwise the next check_launch would report it again
+  const char* const mend = error == cudaErrorNoKernelImageForDevice
+                               ? "; `trajmatch doctor` prints how to compile them for this GPU"
+                               : "";
   throw std::runtime_error(std::string("trajmatch: ") + what +
-                           " failed: " + cudaGetErrorString(error));
+                           " failed: " + cudaGetErrorString(error) + mend);
 }
 
 // Call right after a launch. It reports a refused launch configuration, and also any earlier error

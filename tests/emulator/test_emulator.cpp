@@ -369,6 +369,10 @@ std::vector<testing::Case> unsound_kernels() {
          expect_contains(message(dim3(1, 65536), 1, 0), refused + " configuration argument");
          expect_contains(message(1, 1, 48 * 1024 + 1), refused + " argument");
          expect(cudaGetLastError() == cudaSuccess, "the error was not forgotten");
+         const auto uncompiled = [] {
+           trajmatch::cuda::check(cudaErrorNoKernelImageForDevice, "the launch of kernel");
+         };
+         expect_contains(message_of(uncompiled), "on the device; `trajmatch doctor` prints how");
        }},
       {"dynamic shared memory beyond the default",
        [] {

@@ -22,7 +22,7 @@ from trajmatch.networks.engine import ways_to_measure
 #: the device still computes them.
 Gradients = Callable[[Sequence[Any], Tensors, Plan], list[Results]]
 
-_WHAT, _REMEDY = "the outer iteration runs", "--no-graph"
+_WHAT, _REMEDY, _LOWER = "the outer iteration runs", "--no-graph", "--tape-mb or --matches"
 
 
 def one_by_one(
@@ -46,7 +46,7 @@ class Graph:
         ways: Callable[[], Sequence[recording.Way]] = tuple,
     ) -> None:
         self._objective = objective
-        self.replayed = recording.Replayed(_WHAT, _REMEDY, record=record, ways=ways)
+        self.replayed = recording.Replayed(_WHAT, _REMEDY, _LOWER, record=record, ways=ways)
 
     def __call__(self, tasks: Sequence[Any], parameters: Tensors, plan: Plan) -> list[Results]:
         """Return the results of the tasks; see :data:`Gradients`."""

@@ -301,5 +301,7 @@ def steps_for(
     # Three recordings: several steps, one step, and the last of an epoch, which may be smaller.
     # Recording runs real steps; the state is restored afterwards.
     ways = partial(ways_to_measure, step.model, device)
-    replayed = recording.Replayed("the experts' steps run", keep=3, record=record, ways=ways)
+    replayed = recording.Replayed(
+        "the experts' steps run", lower="--workers", keep=3, record=record, ways=ways
+    )
     return lambda batch: replayed(None, batch, function, [*state.tensors().values()])[0]
