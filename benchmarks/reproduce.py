@@ -109,12 +109,12 @@ def reproduce(
     """
     distill = {**recipe.distill, "checkpoint_every": CHECKPOINT_EVERY}
     if test_every is not None:
-        networks = {name: recipe.evaluate[name] for name in NETWORKS if name in recipe.evaluate}
-        tests = {f"eval_{name}": value for name, value in networks.items()}
+        defaults = {name: getattr(EvalConfig, name) for name in NETWORKS}
+        tests = {f"eval_{name}": recipe.evaluate.get(name, defaults[name]) for name in NETWORKS}
         distill |= {"select": "test-max", "eval_every": test_every, **tests}
     sections = {"expert": recipe.expert, "distill": distill, "evaluate": recipe.evaluate}
     identity = {"recipe": recipe.name, "device": device, "seed": seed, **sections}
-    slices.begin({**identity, "experts": str(experts)}, device)
+    slices.begin({**identity, "experts": experts and str(experts)}, device)
     if (out / "result.json").exists():
         return files.read_json(out / "result.json")
     uri = of_recipe(data, recipe.data) or find_data(recipe)
@@ -144,8 +144,9 @@ def reproduce(
             for score in distilled.scores
         ],
         "published": {name: each and asdict(each) for name, each in published.items()},
-        "notes": list(recipe.notes),
-        "departures": departures(recipe, distilled, counts),
+        # A note on the choice of the last iterate does not hold with `test_every`.
+        "notes": [note for note in recipe.notes if test_every is None or "--select" not in note],
+        "departures": departures(recipe, distilled, store, counts),
         "counts": {what: {"done": done, "wanted": n} for what, (done, n) in counts.items()},
         "seconds": {**state["seconds"], "all": sum(state["seconds"].values())},
         "slices": state["calls"],
@@ -193,21 +194,27 @@ def evaluate(config: EvalConfig, slices: Slices) -> dict[str, Any]:
 
 
 def departures(
-    recipe: Recipe, distilled: Artifact, counts: dict[str, tuple[int, int]]
+    recipe: Recipe, distilled: Artifact, store: Store, counts: dict[str, tuple[int, int]]
 ) -> list[str]:
     """Say what is not as published.
 
     Args:
         recipe: As it was published.
         distilled: The result.
+        store: The experts.
         counts: What was done and what was wanted of everything that is counted.
     """
     data = distilled.dataset_name
-    wanted_data = recipe.data or data
+    wanted_data, trained = recipe.data or data, store.manifest["recipe"]
     return [
         *([] if data == wanted_data else [f"the data set is {data!r} instead of {wanted_data!r}"]),
         *(
-            f"{done} {what} instead of {wanted}, for want of time"
+            f"experts with {name} {trained[name]} instead of {value}"
+            for name, value in recipe.expert.items()
+            if name in trained and trained[name] != value
+        ),
+        *(
+            f"{done} {what} instead of {wanted}"
             for what, (done, wanted) in counts.items()
             if done < wanted
         ),

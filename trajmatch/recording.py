@@ -46,8 +46,9 @@ class Replayed:
         keep: Maximum number of recordings; a new one replaces the oldest.
         record: Recorder; default: :func:`cuda_graph`. Tests on the CPU use a recorder that calls
             the function again.
-        ways: Returns the ways to compute the function, when it is recorded for the first time. Each
-            is recorded and its replays are timed; the function is then recorded in the fastest way.
+        ways: Called when a function is first recorded; returns the ways to compute it, none if
+            there is only one. Each is recorded and its replays are timed; the function is then
+            recorded in the fastest way.
     """
 
     def __init__(
@@ -153,7 +154,10 @@ def fastest(
             with way():
                 outputs, replay = checked(record, function, state)
             return min(_seconds(replay, outputs[0].device) for _ in range(_REPLAYS))
-        except RuntimeError:
+        except RuntimeError as error:
+            if not is_out_of_memory(error):
+                said = f"one of {len(ways)} ways to compute could not be recorded ({error})"
+                warn(f"{said}; taking another", RuntimeWarning)
             return math.inf
         finally:
             _put_back(state, before)

@@ -1,5 +1,5 @@
-// Operands of half-precision products (5 exponent bits, 10 mantissa bits), and activations that no
-// kernel has rounded to TF32 yet.
+// Operands of half-precision products (5 exponent bits, 10 mantissa bits), and rounded copies of
+// activations for TF32 products, where a precise forward pass needs the original too.
 //
 // Half precision: each tensor is multiplied by a power of two, one per trajectory, that brings its
 // largest magnitude into [2^14, 2^15). Nothing overflows, only values below 2^-39 of the largest

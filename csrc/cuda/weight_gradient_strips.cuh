@@ -123,15 +123,15 @@ class StripPipeline {
     strip_ = 0;
   }
 
-  // The places in a stage that this thread copies to.
-  __device__ __forceinline__ float4* input_place(int stage, int at) const {
+  // The places that this thread copies to.
+  __device__ __forceinline__ float4* input_place(int at) const {
     // the threads copy whole rows at once, so the two offsets add up
     const int pixel_at = S::bordered(pixel<Input>()) + S::bordered(at) + 1;
-    return reinterpret_cast<float4*>(memory_ + stage + pixel_at * Input::kPixel) + piece<Input>();
+    return reinterpret_cast<float4*>(memory_ + copied_ + pixel_at * Input::kPixel) + piece<Input>();
   }
-  __device__ __forceinline__ float4* output_place(int stage, int at) const {
+  __device__ __forceinline__ float4* output_place(int at) const {
     const int pixel_at = pixel<Output>() + at;
-    return reinterpret_cast<float4*>(memory_ + stage + Input::kSize + pixel_at * Output::kPixel) +
+    return reinterpret_cast<float4*>(memory_ + copied_ + Input::kSize + pixel_at * Output::kPixel) +
            piece<Output>();
   }
 
@@ -144,10 +144,9 @@ class StripPipeline {
       const int first_row = strip_ % S::kOfImage * S::kRows + ky_ - 1;
       for_own_pixels<Input>([&](int at) {
         const int row = first_row + (pixel<Input>() + at) / side;
-        copies_.start(input_place(copied_, at), x_ + at * kAll, row >= 0 && row < side);
+        copies_.start(input_place(at), x_ + at * kAll, row >= 0 && row < side);
       });
-      for_own_pixels<Output>(
-          [&](int at) { copies_.start(output_place(copied_, at), grad_y_ + at * kAll); });
+      for_own_pixels<Output>([&](int at) { copies_.start(output_place(at), grad_y_ + at * kAll); });
       x_ += S::kPixels * kAll;
       grad_y_ += S::kPixels * kAll;
       if (++strip_ == strips_) {

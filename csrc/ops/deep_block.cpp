@@ -14,7 +14,7 @@ bool fused_convolution_fits_device(const FusedConvolutionShape&, ProductKind, Pr
 }
 #endif
 
-// The operand that products of this kind read.
+// What products of this kind read: kTf32x3 the values, others the rounded copy if there is one.
 const float* in_kind(ProductKind kind, const Tensor& values, const OptionalTensor& rounded) {
   return kind != ProductKind::kTf32x3 && rounded ? read<float>(rounded) : read<float>(values);
 }
@@ -70,7 +70,7 @@ void DeepBlock::begin() {
 }
 
 void DeepBlock::read_input() {
-  input_ = activation("fused_input", call_.values[in_].data, call_.rounds[in_].data);
+  input_ = activation("fused_input", call_.values[in_].data, call_.rounds_of(in_).data);
   round({input_});
 }
 
@@ -82,7 +82,7 @@ void DeepBlock::forward() {
                                                 {{input_, weight_.forward, weight_.all.magnitudes}},
                                                 call_.data_place(out_ - 1)),
                                     norm(), write<float>(to.data), write<float>(to.mean),
-                                    write<float>(to.rstd), call_.rounds[out_].data});
+                                    write<float>(to.rstd), call_.rounds_of(out_).data});
 }
 
 void DeepBlock::tangent() {
@@ -90,7 +90,7 @@ void DeepBlock::tangent() {
   projection_ = statistics("projection");
   const Tensor out = call_.place("tangent", out_);
   input_tangent_ =
-      activation("fused_input_tangent", *call_.values[in_].tangent, call_.rounds[in_].tangent);
+      activation("fused_input_tangent", *call_.values[in_].tangent, call_.rounds_of(in_).tangent);
   round({input_tangent_});
   y_tangent_ = call_.place("tangent", out_ - 1);
   // y' = W * x' + W' * x
@@ -104,7 +104,7 @@ void DeepBlock::tangent() {
                         tangents.norm_bias, read<float>(call_.values[out_ - 1].data),
                         read<float>(to.mean), read<float>(to.rstd), write<float>(out),
                         write<float>(mean_tangent_), write<float>(projection_),
-                        call_.rounds[out_].tangent});
+                        call_.rounds_of(out_).tangent});
   call_.values[out_].tangent = out;
 }
 

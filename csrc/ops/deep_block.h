@@ -33,9 +33,9 @@ class DeepBlock : public FusedBlock {
   };
   static Kinds kinds_of(const Network& network);
   // An operand of products: an activation [K B, C, H, W] or all parameters [K, P]. If the kernel
-  // that made an activation did not round it, it has rounded numbers of its own. In half precision,
-  // operands also have the magnitudes that define their scale. Weights are rounded when they are
-  // packed.
+  // that made an activation could not round it (a precise forward pass reads all bits; half
+  // precision is another format), `rounded` holds a rounded copy. In half precision, operands also
+  // have the magnitudes that define their scale. Weights are rounded when they are packed.
   struct Operand {
     Tensor values;
     OptionalTensor rounded, magnitudes;
@@ -63,7 +63,7 @@ class DeepBlock : public FusedBlock {
   // Ask for the magnitudes of a weight, and for a packed copy of it, before the first layer runs.
   Operand weight(const char* name, const Tensor& parameters) const;
   Tensor packed(const char* name, const Operand& weight, bool turned, ProductKind kind) const;
-  // Fills the rounded numbers of one or two activations, if they have any.
+  // Fills the rounded copies of one or two activations, if they have any.
   void round(const std::vector<Operand>& activations) const;
   FusedConvolution convolution(ProductKind kind, const std::vector<Term>& terms,
                                const Tensor& y) const;

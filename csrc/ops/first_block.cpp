@@ -29,7 +29,7 @@ void FirstBlock::forward() {
   const Value& to = made();
   TM_LAUNCH_FUSED(launch_first_layer_forward,
                   FirstLayerForward{inputs(), write<float>(to.data), write<float>(to.mean),
-                                    write<float>(to.rstd), call_.rounds[out_].data});
+                                    write<float>(to.rstd), call_.rounds_of(out_).data});
 }
 
 void FirstBlock::tangent() {
@@ -39,7 +39,7 @@ void FirstBlock::tangent() {
   TM_LAUNCH_FUSED(
       launch_first_layer_tangent,
       FirstLayerTangent{inputs(), tangents(), write<float>(out), write<float>(mean_tangent_),
-                        write<float>(projection_), call_.rounds[out_].tangent});
+                        write<float>(projection_), call_.rounds_of(out_).tangent});
   call_.values[out_].tangent = out;
 }
 

@@ -165,13 +165,13 @@ Stream LayerCall::fork() {
 void LayerCall::beside(std::function<void()> work) {
   if (!on_cuda(like)) return work();
   const Stream side = fork();
+  calls_beside.push_back(std::move(work));
 #ifdef TRAJMATCH_EMULATED
-  cuda::call(side, work);
+  cuda::call(side, calls_beside.back());
 #else
   const StreamGuard guard(side, like);
-  work();
+  calls_beside.back()();
 #endif
-  calls_beside.push_back(std::move(work));
 }
 
 void LayerCall::join() {

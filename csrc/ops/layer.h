@@ -36,7 +36,8 @@ struct Kept {
   bool grad = false;        // recomputing it would cost a product
 };
 
-// The parts of a value that the node rounds to TF32, because only products of TF32 read them.
+// The parts of a value that its node rounds to TF32, because only a DeepBlock's TF32 products read
+// them.
 struct Rounds {
   bool data = false, tangent = false;
 };
@@ -92,8 +93,8 @@ struct LayerCall {
   // On CUDA: the side stream, which waits for all work that is queued so far. Until join(), other
   // work may neither touch what it writes nor write what it reads.
   Stream fork();
-  // Calls `work`, which uses PyTorch, on that stream; on the CPU it is just called. What it
-  // captures lives until join(): the memory of a tensor must not get to other work before.
+  // Calls `work`, which uses PyTorch, on that stream; on the CPU it is just called. Its captures
+  // live until join(), so that no other work gets the memory of their tensors earlier.
   void beside(std::function<void()> work);
   // Lets the work that follows wait for that on the side stream.
   void join();
@@ -104,6 +105,8 @@ struct LayerCall {
     if (value == 0) return wants_image_gradient;
     return !(is_jvp && has_tape && kept[value].grad);
   }
+  // The library's layers round nothing.
+  Rounds rounds_of(size_t value) const { return runs_fused ? rounds[value] : Rounds{}; }
   Ints sizes_of_value(size_t value) const;
   int64_t images() const { return trajectories * batch; }
   // The shape of a norm of this call. The parameters of two trajectories lie P apart, or next to
@@ -123,7 +126,7 @@ struct LayerCall {
   // State of the current call:
   int64_t batch = 0;  // B
   bool has_tape = false, is_jvp = false, wants_image_gradient = false;
-  bool forked = false;
+  bool forked = false, runs_fused = false;
   std::vector<std::function<void()>> calls_beside;
   Tensor theta;                  // [K, P]
   OptionalTensor theta_tangent;  // [K, P]

@@ -99,6 +99,7 @@ void LayerStudent<T>::gradient_jvp(const StudentProblem& problem, const StudentT
 
 template <class T>
 void LayerStudent<T>::begin(const Layers& layers) {
+  call_.runs_fused = &layers == &fused_;
   for (const auto& layer : layers) layer->begin();
   call_.pack_weights();
 }

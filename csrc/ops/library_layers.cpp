@@ -298,7 +298,7 @@ class NormActPool : public Layer {
     to.data = call_.data_place(out_);
     run(NormActPoolForward<T>{shape_, read<T>(x().data), read<T>(weight_), read<T>(bias_),
                               write<T>(to.data), write<T>(to.mean), write<T>(to.rstd), sums(),
-                              call_.rounds[out_].data},
+                              call_.rounds_of(out_).data},
         Device(call_.like));
   }
 
@@ -316,7 +316,7 @@ class NormActPool : public Layer {
                               read<T>(to.mean), read<T>(to.rstd), read<T>(x().tangent),
                               read<T>(weight_tangent_), read<T>(bias_tangent_),
                               write<T>(to.tangent), write<T>(mean_tangent_), write<T>(projection_),
-                              sums(), call_.rounds[out_].tangent},
+                              sums(), call_.rounds_of(out_).tangent},
         Device(call_.like));
   }
 

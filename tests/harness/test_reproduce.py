@@ -118,11 +118,15 @@ def test_everything_is_in_the_result(whole) -> None:
 
 def test_the_best_of_the_tests_with_experts_of_a_store(whole, few, tmp_path) -> None:
     folder, _ = whole
-    recipe = changed(SMOKE, expert={"num_experts": 3})
+    recipe = changed(SMOKE, expert={"num_experts": 3, "batch_size": 16})
     store = folder / "experts"
     result = start(tmp_path, recipe=recipe, data=few, experts=store, test_every=4)
     assert not (tmp_path / "experts").exists()
     assert result["counts"]["experts"] == {"done": 2, "wanted": 3}
+    assert result["departures"] == [
+        "experts with batch_size 32 instead of 16",
+        "2 experts instead of 3",
+    ]
     tests = result["tests"]
     assert [each["iteration"] for each in tests] == [4, 8, 12]
     assert {each["seeds"] for each in tests} == {2}
@@ -164,9 +168,9 @@ def test_a_small_budget_cuts_everything_short(few, tmp_path) -> None:
     counts = {what: count["done"] for what, count in result["counts"].items()}
     assert counts == {"experts": 1, "iterations": 4, "networks": 1}
     assert result["departures"] == [
-        "1 experts instead of 2, for want of time",
-        "4 iterations instead of 12, for want of time",
-        "1 networks instead of 2, for want of time",
+        "1 experts instead of 2",
+        "4 iterations instead of 12",
+        "1 networks instead of 2",
     ]
 
 

@@ -75,6 +75,7 @@ def everything(
         *(("first", 3, 32, 32, 3), ("first", 1, 28, 64, 2)),
         *(("first", 3, 32, 32, 1), ("first", 3, 64, 16, 2)),
         *(("tf32", 3, 32, 32, 3), ("fp16", 3, 32, 32, 3), ("tf32", 3, 64, 32, 3)),
+        ("tf32", 3, 16, 32, 2),  # the library runs the first block
     ],
 )
 def test_fused_blocks_match_the_reference(

@@ -115,10 +115,10 @@ def cuda_blocks(kind: CudaBlocks) -> Iterator[None]:
 
 
 def ways_to_measure(model: nn.Module, device: torch.device) -> list[Callable[[], Any]]:
-    """Return the contexts among which ``cuda_blocks("auto")`` means the fastest on this device.
+    """Return the contexts of which ``cuda_blocks("auto")`` should take the fastest on a device.
 
-    The list is empty if there is no choice: on a CPU, for a network other than a ConvNet, if
-    another kind of blocks was chosen, and if PyTorch does not allow TF32.
+    The list is empty on a CPU, for a network other than a ConvNet, if another kind of blocks was
+    chosen, and if PyTorch does not allow TF32. For some ConvNets, all contexts compute the same.
     """
     measures = device.type == "cuda" and isinstance(uncompiled(model), ConvNet)
     if not measures or _fused != "auto" or not _convolutions_round():
