@@ -19,6 +19,7 @@ from torch import Tensor
 
 from trajmatch import networks, recording
 from trajmatch.block import CudaBlocks
+from trajmatch.networks import engine
 from trajmatch.networks.engine import ways_to_measure
 from trajmatch.recording import Replayed, checked, cuda_graph
 
@@ -113,20 +114,26 @@ class Clock:
 
     def __init__(self, monkeypatch, **seconds: float) -> None:
         self.seconds, self.now, self.inside, self.recordings = seconds, 0.0, "", []
+        self.kept = ""
         self.alive = weakref.WeakSet()
         monkeypatch.setattr(recording.time, "perf_counter", lambda: self.now)
 
-    @contextmanager
-    def way(self, name: str):
-        self.inside = name
-        yield
-        self.inside = ""
-
     def ways(self):
-        return [partial(self.way, name) for name in self.seconds]
+        @contextmanager
+        def inside(name: str):
+            self.inside = name
+            yield
+            self.inside = ""
+
+        def way(name: str):
+            calls = partial(inside, name)
+            calls.keep = lambda: setattr(self, "kept", name)
+            return calls
+
+        return [] if self.kept else [way(name) for name in self.seconds]
 
     def record(self, function):
-        way = self.inside
+        way = self.inside or self.kept
         self.recordings.append(way)
         assert not self.alive  # of several recordings, only one is in memory
         if self.seconds[way] < 0:
@@ -155,7 +162,7 @@ def test_the_fastest_way_is_recorded(monkeypatch, seconds, wanted) -> None:
     replayed = Replayed("it runs", record=clock.record, ways=clock.ways)
     for number in range(1, 5):  # the second call records
         fails = number == 2 and seconds["one"] < 0
-        told = pytest.warns(RuntimeWarning, match="one of 2 ways to compute could not be recorded")
+        told = pytest.warns(RuntimeWarning, match="one of 2 ways to compute is left out")
         with told if fails else nullcontext():
             (total,) = replayed(
                 "counter", [torch.zeros(1)], lambda given: counter(), [counter.state]
@@ -175,7 +182,7 @@ def test_where_no_way_can_be_recorded_the_function_is_called(monkeypatch) -> Non
     replayed("numbers", [torch.zeros(1)], lambda given: numbers())
     with pytest.warns(RuntimeWarning, match="cannot be recorded"):
         replayed("numbers", [torch.zeros(1)], lambda given: numbers())
-    assert not replayed.recorded
+    assert not replayed.recorded and not clock.kept
 
 
 @pytest.mark.parametrize(
@@ -195,9 +202,27 @@ def test_which_blocks_are_measured(monkeypatch, network, device, blocks, rounds,
         measured = []
         for way in ways_to_measure(model, torch.device(device)):
             with way():
-                description = networks.engine_description(model)
-                measured.append(get_args(CudaBlocks)[description[4]])
+                measured.append(blocks_of(model))
         assert measured == ways
+
+
+def blocks_of(model: torch.nn.Module) -> str:
+    description = networks.engine_description(model)
+    assert description is not None
+    return get_args(CudaBlocks)[description[4]]
+
+
+def test_the_blocks_that_were_fastest_are_kept_for_their_network(monkeypatch) -> None:
+    monkeypatch.setattr(engine, "_fastest", {})
+    monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", True)
+    model, same, other = (networks.ConvNet(3, 10, 32, width=width) for width in (64, 64, 128))
+    gpu = torch.device("cuda")
+    ways_to_measure(model, gpu)[1].keep()
+    assert [blocks_of(each) for each in (model, same, other)] == ["tf32", "tf32", "auto"]
+    assert not ways_to_measure(same, gpu)
+    assert len(ways_to_measure(other, gpu)) == len(ways_to_measure(model, gpu, precise=True)) == 2
+    with networks.cuda_blocks("first"):
+        assert blocks_of(model) == "first"
 
 
 class Streams:

@@ -3,7 +3,8 @@
 import math
 import time
 from collections.abc import Callable, Hashable, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import AbstractContextManager
+from typing import Protocol
 
 import torch
 from torch import Tensor
@@ -18,8 +19,16 @@ Function = Callable[[Inputs], Outputs]
 #: Recorder of a function: returns the result buffers and a replay function that refills them.
 Record = Callable[[Callable[[], Outputs]], tuple[Outputs, Callable[[], None]]]
 
-#: Context in which functions compute in one of several ways.
-Way = Callable[[], AbstractContextManager[None]]
+
+class Way(Protocol):
+    """One of several ways to compute the same."""
+
+    def __call__(self) -> AbstractContextManager[None]:
+        """Return a context in which functions compute in this way."""
+
+    def keep(self) -> None:
+        """Let functions compute in this way from now on."""
+
 
 #: Warm-up runs before recording, in which libraries choose algorithms and allocate memory.
 _WARM_UP = 2
@@ -46,9 +55,8 @@ class Replayed:
         keep: Maximum number of recordings; a new one replaces the oldest.
         record: Recorder; default: :func:`cuda_graph`. Tests on the CPU use a recorder that calls
             the function again.
-        ways: Called when a function is first recorded; returns the ways to compute it, none if
-            there is only one. Each is recorded and its replays are timed; the function is then
-            recorded in the fastest way.
+        ways: Called before a recording; returns the ways to compute the function among which none
+            has been chosen yet. Each is recorded and its replays are timed; the fastest is kept.
     """
 
     def __init__(
@@ -63,7 +71,6 @@ class Replayed:
     ) -> None:
         self._what, self._remedy, self._lower, self._keep = what, remedy, lower, keep
         self._record, self._ways = record or cuda_graph, ways
-        self._fastest: dict[Hashable, Way] = {}
         # For each key: input buffers, output buffers and the replay function.
         self._recordings: dict[Hashable, tuple[list[Tensor], Outputs, Callable[[], None]]] = {}
         self._seen: set[Hashable] = set()
@@ -111,11 +118,9 @@ class Replayed:
         memory = [each.to(inputs[0].device, copy=True) for each in inputs]
         arguments = self._record, lambda: function(memory), state
         try:
-            if key not in self._fastest:
-                ways = self._ways()
-                self._fastest[key] = fastest(ways, *arguments) if ways else nullcontext
-            with self._fastest[key]():
-                made = checked(*arguments)
+            if ways := self._ways():
+                keep_fastest(ways, *arguments)
+            made = checked(*arguments)
         except (RuntimeError, UserError) as error:  # UserError: from user code in the function
             self._failed.add(key)
             reason = f"it could not be recorded ({error})"
@@ -140,12 +145,12 @@ def warn_without_graph(what: str, reason: str, remedy: str = "") -> None:
     )
 
 
-def fastest(
+def keep_fastest(
     ways: Sequence[Way], record: Record, function: Callable[[], Outputs], state: Sequence[Tensor]
-) -> Way:
-    """Return the way in which replays of a function take the least time.
+) -> None:
+    """Keep the way in which replays of a function take the least time.
 
-    Each is recorded, as :func:`checked` does it. A way that cannot be recorded counts as slowest.
+    Each is recorded, as :func:`checked` does it. None is kept if none can be recorded.
     """
 
     def seconds(way: Way) -> float:
@@ -156,14 +161,16 @@ def fastest(
             return min(_seconds(replay, outputs[0].device) for _ in range(_REPLAYS))
         except RuntimeError as error:
             if not is_out_of_memory(error):
-                said = f"one of {len(ways)} ways to compute could not be recorded ({error})"
-                warn(f"{said}; taking another", RuntimeWarning)
+                said = f"one of {len(ways)} ways to compute is left out, because it could not be"
+                warn(f"{said} recorded ({error})", RuntimeWarning)
             return math.inf
         finally:
             _put_back(state, before)
 
     # The recordings are not kept: each holds the memory of its function.
-    return min(ways, key=seconds)
+    times = [seconds(way) for way in ways]
+    if (least := min(times)) < math.inf:
+        ways[times.index(least)].keep()
 
 
 def _seconds(replay: Callable[[], None], device: torch.device) -> float:

@@ -229,7 +229,10 @@ def test_a_whole_run_gives_the_same_bytes(configure, tmp_path, monkeypatch, dsa,
 
 
 def problem_on(device: str, **changes: object) -> Any:
-    settings = {"model": OBJECTIVE.setup.model, "config": SimpleNamespace(graph=True)}
+    settings = {
+        "model": OBJECTIVE.setup.model,
+        "config": SimpleNamespace(graph=True, precise=False),
+    }
     return SimpleNamespace(
         device=torch.device(device), objective=OBJECTIVE, **{**settings, **changes}
     )

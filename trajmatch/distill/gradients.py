@@ -88,7 +88,7 @@ def gradients_for(problem: Problem, division: Division | None = None) -> Gradien
     elif division.shares_steps:
         reason = "--parallel batch exchanges tensors in every student step"
     else:
-        ways = partial(ways_to_measure, problem.model, problem.device)
+        ways = partial(ways_to_measure, problem.model, problem.device, problem.config.precise)
         return Graph(objective, partial(recording.cuda_graph, device=problem.device), ways)
     recording.warn_without_graph(_WHAT, reason, _REMEDY)
     return plain

@@ -2,9 +2,8 @@
 
 import struct
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from functools import partial
-from typing import Any, get_args
+from contextlib import AbstractContextManager, contextmanager
+from typing import Any, NamedTuple, get_args
 
 import torch
 from torch import Tensor, nn
@@ -20,6 +19,8 @@ _CONVOLUTION, _NORM_ACT_POOL, _ADD, _MEAN = range(4)
 _OVER_BATCH, _ACTIVATION, _POOLING = 4, 6, 7
 #: Number of integers before the nodes, and per node.
 _HEADER, _NODE = 5, 8
+#: Index of the blocks, the last integer of the header.
+_BLOCKS = 4
 
 
 class _NotForTheEngine(Exception):
@@ -58,8 +59,11 @@ def engine_description(model: nn.Module, precise: bool = False) -> list[int] | N
         return None
     # `auto` must not round operands unless PyTorch's own convolutions do.
     fused = "first" if _fused == "auto" and not _convolutions_round() else _fused
-    header = [channels, classes, size, int(precise), _FUSED_KERNELS.index(fused)]
-    return header + [number for node in graph.nodes for number in node]
+    header = [channels, classes, size, int(precise)]
+    nodes = [number for node in graph.nodes for number in node]
+    if fused == "auto":
+        fused = _fastest_blocks((*header, *nodes)) or fused
+    return [*header, _FUSED_KERNELS.index(fused), *nodes]
 
 
 def batch_norm_channels(description: list[int]) -> int:
@@ -78,6 +82,16 @@ def _convolutions_round() -> bool:
     """Return True if PyTorch's convolutions on CUDA may round their operands to TF32."""
     precision: str = torch.backends.cudnn.conv.fp32_precision  # type: ignore[attr-defined]
     return precision == "tf32"
+
+
+#: What ``auto`` was measured to be fastest as, by network: its description without the blocks.
+_fastest: dict[tuple[int, ...], CudaBlocks] = {}
+
+
+@torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]
+def _fastest_blocks(network: tuple[int, ...]) -> CudaBlocks | None:
+    """Return what was measured to be the fastest for a network, if it was measured."""
+    return _fastest.get(network)
 
 
 _FUSED_KERNELS = get_args(CudaBlocks)
@@ -114,16 +128,36 @@ def cuda_blocks(kind: CudaBlocks) -> Iterator[None]:
         _fused = before
 
 
-def ways_to_measure(model: nn.Module, device: torch.device) -> list[Callable[[], Any]]:
-    """Return the contexts of which ``cuda_blocks("auto")`` should take the fastest on a device.
+class BlocksWay(NamedTuple):
+    """Blocks that a network may run with: a :class:`trajmatch.recording.Way`."""
 
-    The list is empty on a CPU, for a network other than a ConvNet, if another kind of blocks was
-    chosen, and if PyTorch does not allow TF32. For some ConvNets, all contexts compute the same.
+    kind: CudaBlocks
+    network: tuple[int, ...]
+
+    def __call__(self) -> AbstractContextManager[None]:
+        """Return a context in which the network runs with these blocks."""
+        return cuda_blocks(self.kind)
+
+    def keep(self) -> None:
+        """Let ``auto`` be these blocks for the network, in this process."""
+        _fastest[self.network] = self.kind
+
+
+def ways_to_measure(
+    model: nn.Module, device: torch.device, precise: bool = False
+) -> list[BlocksWay]:
+    """Return the ways of which ``cuda_blocks("auto")`` should take the fastest on a device.
+
+    The list is empty if the fastest is known; on a CPU; for a network other than a ConvNet; if
+    another kind of blocks was chosen; and if PyTorch does not allow TF32. For some ConvNets, all
+    ways compute the same.
     """
     measures = device.type == "cuda" and isinstance(uncompiled(model), ConvNet)
-    if not measures or _fused != "auto" or not _convolutions_round():
+    description = engine_description(model, precise) if measures else None
+    if description is None or description[_BLOCKS] != _FUSED_KERNELS.index("auto"):
         return []
-    return [partial(cuda_blocks, "first"), partial(cuda_blocks, "tf32")]
+    network = (*description[:_BLOCKS], *description[_HEADER:])
+    return [BlocksWay("first", network), BlocksWay("tf32", network)]
 
 
 class _Graph:
