@@ -12,6 +12,8 @@ iterations as fit into the budget, up to what the recipe says, and evaluates the
 random real images by its protocol. All that it did, with times, counts, departures and
 accuracies beside the published ones, is in ``result.json``. With ``--slice`` a call ends in time
 with its state on disk, and the same command goes on. With ``--experts`` it trains none. With
+``--init-from``, first images and labels come from a distilled set: DATM's need whole experts, which
+few of a store may be enough for, while the matches read only their first epochs. With
 ``--test-every``, networks are tested after every so many iterations, as many as the recipe
 evaluates with, and the images that are best on the test set are the result, as in the papers'
 tables; ``result.json`` has all of these tests, so the accuracy after the last iteration, too.
@@ -59,6 +61,7 @@ def main(argv: Sequence[str] | None) -> int:
     parser.add_argument("--slice", type=duration, help="time for this call (no limit)")
     parser.add_argument("--data", help="data set, e.g. cifar10:ROOT (by TRAJMATCH_DATA)")
     parser.add_argument("--experts", type=Path, help="a store to take instead of training one")
+    parser.add_argument("--init-from", type=Path, help="a distilled set to begin with")
     parser.add_argument("--test-every", type=int, help="iterations between tests; keep the best")
     parser.add_argument("--device", default="cuda")
     parser.add_argument("--seed", type=int, default=0)
@@ -69,7 +72,7 @@ def main(argv: Sequence[str] | None) -> int:
     slices = Slices(given.out / "state.json", given.budget, given.slice)
     try:
         settings = given.data, given.device, given.seed, given.experts, given.test_every
-        result = reproduce(recipe, given.out, slices, *settings)
+        result = reproduce(recipe, given.out, slices, *settings, given.init_from)
     except SliceOver:
         print(f"{slices.spent:.0f} of {given.budget:.0f} s are spent; the same command goes on")
         return COME_AGAIN
@@ -86,6 +89,7 @@ def reproduce(
     seed: int = 0,
     experts: Path | None = None,
     test_every: int | None = None,
+    init_from: Path | None = None,
 ) -> dict[str, Any]:
     """Run a recipe, or what earlier calls left of it.
 
@@ -99,6 +103,7 @@ def reproduce(
         experts: Store to take instead of training experts.
         test_every: Iterations between tests, of which the best decides the result. None: no tests,
             and the result is the last iterate.
+        init_from: Distilled set with the first images and labels. None: as the recipe says.
 
     Returns:
         The content of ``result.json``.
@@ -114,12 +119,14 @@ def reproduce(
         distill |= {"select": "test-max", "eval_every": test_every, **tests}
     sections = {"expert": recipe.expert, "distill": distill, "evaluate": recipe.evaluate}
     identity = {"recipe": recipe.name, "device": device, "seed": seed, **sections}
-    slices.begin({**identity, "experts": experts and str(experts)}, device)
+    given = {"experts": experts and str(experts), "init_from": init_from and str(init_from)}
+    slices.begin({**identity, **given}, device)
     if (out / "result.json").exists():
         return files.read_json(out / "result.json")
     uri = of_recipe(data, recipe.data) or find_data(recipe)
     shared = {"data": uri, "seed": seed, "device": device, "resume": True}
     run = RunConfig(recipe=recipe.name, out=out, experts=experts, **shared)
+    sections["distill"] = {**distill, "init_from": init_from}
     pipeline = pipeline_of(run, sections)
     if pipeline.expert is not None:
         store = slices.experts("experts", pipeline.expert, SHARES["experts"])
@@ -208,6 +215,7 @@ def departures(
     wanted_data, trained = recipe.data or data, store.manifest["recipe"]
     return [
         *([] if data == wanted_data else [f"the data set is {data!r} instead of {wanted_data!r}"]),
+        *([f"begun with {init}"] if (init := distilled.recipe["init"]).startswith("file ") else []),
         *(
             f"experts with {name} {trained[name]} instead of {value}"
             for name, value in recipe.expert.items()

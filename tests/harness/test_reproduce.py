@@ -140,6 +140,15 @@ def test_the_best_of_the_tests_with_experts_of_a_store(whole, few, tmp_path) -> 
         start(tmp_path, recipe=recipe, data=few, test_every=4)
 
 
+def test_first_images_and_labels_of_another_set(whole, few, tmp_path) -> None:
+    folder, _ = whole
+    first = folder / "distilled.safetensors"
+    result = start(tmp_path, data=few, experts=folder / "experts", init_from=first)
+    assert result["departures"] == [f"begun with file {artifact.load(first).fingerprint}"]
+    with pytest.raises(UserError, match="of work with another init_from"):
+        start(tmp_path, data=few, experts=folder / "experts")
+
+
 def test_the_accuracies_are_those_of_trajmatch_eval(whole, few) -> None:
     out, result = whole
     file = out / "distilled.safetensors"
