@@ -87,7 +87,7 @@ LOOPS = {
     r"fused_(block|convolution)_\w*kernel<.*Tile<\d+, 32>, .*\)[02]>": (48, 4.0, 0.64),
     r"fused_block_\w*kernel<.*Tile<\d+, 64>, .*\)1>": (48, 6.5, 0.13),
     r"fused_(block|convolution)_\w*kernel<.*Tile<\d+, 128>, .*\)2>": (192, 2.0, 0.29),
-    r"fused_convolution_weight_kernel<\d+, 128, .*\)0>": (96, 3.6, 0.71),
+    r"fused_convolution_weight_kernel<\d+, 128, .*\)0>": (96, 3.6, 0.72),
     r"fused_convolution_weight_kernel<\d+, 128, .*\)2>": (96, 2.5, 0.37),
     r"first_layer_\w+_kernel<3, .*": (48, 6.5, 1.42),
 }

@@ -16,7 +16,6 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
-import torch
 from compiled import CSRC, EMULATOR, compiled
 
 pytestmark = pytest.mark.skipif(shutil.which("g++") is None, reason="g++ is not installed")
@@ -36,7 +35,8 @@ ADDRESS_RUNTIME_FLAGS = ["-O2", "-g1", "-fsanitize=address"] + [
     for flag in ("--param", f"asan-{part}=0")
 ]
 # As nvcc does by default: a product and a sum with it are rounded once.
-CONTRACTION_FLAGS = ["-O1", "-mfma", "-ffp-contract=fast"]
+CONTRACTION_FLAGS = ["-O1", "-ffp-contract=fast"]
+CONTRACTION_FLAGS += ["-mfma"] if platform.machine() == "x86_64" else []
 THREAD_FLAGS = ["-O1", "-g1", "-fsanitize=thread", "-DTRAJMATCH_EMULATOR_OS_THREADS"]
 ENVIRONMENT = {
     **{key: value for key, value in os.environ.items() if not key.startswith("TRAJMATCH_")},
@@ -153,10 +153,6 @@ def test_kernels_agree_with_the_cpu_loops(schedules: str) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.skipif(
-    platform.machine() != "x86_64" or torch.backends.cpu.get_cpu_capability() == "DEFAULT",
-    reason="-mfma is for x86 processors with FMA",
-)
 def test_kernels_agree_when_products_and_sums_are_contracted() -> None:
     run_cases(build_kernel_test("contracted_test_kernels", CONTRACTION_FLAGS, ["-O2"]), "--pairs")
 

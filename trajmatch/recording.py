@@ -161,8 +161,8 @@ def keep_fastest(
             return min(_seconds(replay, outputs[0].device) for _ in range(_REPLAYS))
         except RuntimeError as error:
             if not is_out_of_memory(error):
-                said = f"one of {len(ways)} ways to compute is left out, because it could not be"
-                warn(f"{said} recorded ({error})", RuntimeWarning)
+                said = f"one of {len(ways)} ways to compute could not be recorded and is left out"
+                warn(f"{said} ({error})", RuntimeWarning)
             return math.inf
         finally:
             _put_back(state, before)

@@ -14,7 +14,8 @@ bool fused_convolution_fits_device(const FusedConvolutionShape&, ProductKind, Pr
 }
 #endif
 
-// What products of this kind read: kTf32x3 the values, others the rounded copy if there is one.
+// Returns the operand that products of this kind read: for kTf32x3 the values, otherwise the
+// rounded copy if there is one.
 const float* in_kind(ProductKind kind, const Tensor& values, const OptionalTensor& rounded) {
   return kind != ProductKind::kTf32x3 && rounded ? read<float>(rounded) : read<float>(values);
 }

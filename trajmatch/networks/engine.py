@@ -61,7 +61,7 @@ def engine_description(model: nn.Module, precise: bool = False) -> list[int] | N
     fused = "first" if _fused == "auto" and not _convolutions_round() else _fused
     header = [channels, classes, size, int(precise)]
     nodes = [number for node in graph.nodes for number in node]
-    if fused == "auto":
+    if fused == "auto" and _fastest:
         fused = _fastest_blocks((*header, *nodes)) or fused
     return [*header, _FUSED_KERNELS.index(fused), *nodes]
 
@@ -84,13 +84,13 @@ def _convolutions_round() -> bool:
     return precision == "tf32"
 
 
-#: What ``auto`` was measured to be fastest as, by network: its description without the blocks.
+#: Fastest blocks of networks, as measured for ``auto``. A key is a description without the blocks.
 _fastest: dict[tuple[int, ...], CudaBlocks] = {}
 
 
 @torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]
 def _fastest_blocks(network: tuple[int, ...]) -> CudaBlocks | None:
-    """Return what was measured to be the fastest for a network, if it was measured."""
+    """Return the fastest blocks of a network; None if they were not measured."""
     return _fastest.get(network)
 
 
