@@ -12,12 +12,12 @@ iterations as fit into the budget, up to what the recipe says, and evaluates the
 random real images by its protocol. All that it did, with times, counts, departures and
 accuracies beside the published ones, is in ``result.json``. With ``--slice`` a call ends in time
 with its state on disk, and the same command goes on. With ``--experts`` it trains none. With
-``--init-from``, the first images and labels come from a distilled set. DATM's come from experts that
-were trained to the end, but its matches read only the first epochs: a few whole experts can make
-that set, and many short ones be matched. With ``--test-every``, the images are tested every so many
-iterations, with as many networks as the recipe evaluates with, and those that are best on the test
-set are the result, as in the papers' tables. ``result.json`` has all of these tests, including the
-one after the last iteration.
+``--init-from``, the first images and labels come from a distilled set. DATM's come from experts
+that were trained to the end, but its matches read only the first epochs: a few whole experts can
+make that set, and many short ones be matched. With ``--test-every``, the images are tested every
+so many iterations, with as many networks as the recipe evaluates with, and those that are best on
+the test set are the result, as in the papers' tables. ``result.json`` has all of these tests,
+including the one after the last iteration.
 """
 
 from __future__ import annotations

@@ -34,8 +34,8 @@ ADDRESS_RUNTIME_FLAGS = ["-O2", "-g1", "-fsanitize=address"] + [
     for part in ("instrument-reads", "instrument-writes", "stack", "globals")
     for flag in ("--param", f"asan-{part}=0")
 ]
-# As nvcc does by default: a product and a sum with it are rounded once.
-CONTRACTION_FLAGS = ["-O1", "-ffp-contract=fast"]
+# As nvcc does by default: a product and a sum with it are rounded once. g++ does so from -O2 on.
+CONTRACTION_FLAGS = ["-O2", "-ffp-contract=fast"]
 CONTRACTION_FLAGS += ["-mfma"] if platform.machine() == "x86_64" else []
 THREAD_FLAGS = ["-O1", "-g1", "-fsanitize=thread", "-DTRAJMATCH_EMULATOR_OS_THREADS"]
 ENVIRONMENT = {
